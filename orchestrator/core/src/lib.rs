@@ -1,2 +1,16 @@
-//! placeholder
+//! Every decision of the orchestrator and not one effect.
+//!
+//! What the user wants ([`model::ServiceSpec`]) becomes replicated facts ([`state::State`]), a plan, what one node should
+//! have ([`assignment::Assignment`]) and the next steps of that node ([`node::reconcile`]). All functions here are pure:
+//! time is an argument, ids are derived, maps are ordered. The effects live in the package `orchestrator`.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod assignment;
+pub mod model;
+pub mod node;
+pub mod state;
