@@ -32,6 +32,8 @@ pub struct AssignedTask {
     pub spec: TaskSpec,
     /// Run or end.
     pub desired: Desired,
+    /// Whether the leader knows how the task ended: nothing of it but its logs is needed any more.
+    pub ended: bool,
     /// Host part of its address on the node-local network.
     pub index: u16,
 }

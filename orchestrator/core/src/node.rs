@@ -1,1 +1,425 @@
-//! The node: what it observes and which steps bring it closer to its assignment.
+//! The node's half of the pattern: which steps bring what it has closer to what it should have, and what it tells the leader.
+//!
+//! In: the last [`Assignment`] and [`Observed`], read from the kernel. Out: [`Work`], steps that are safe to repeat. Called by
+//! the agent whenever something may have changed. Traffic leaves a task before its process is told to end, and reaches it only
+//! once it runs and is healthy:
+//!
+//! ```text
+//!            image      attach     mount      create     start                 forward
+//!  assigned ───────► · ───────► · ───────► · ───────► created ───────► running ═══════► serving
+//!                                                                        │ exited          │ unhealthy, told to end
+//!                                                                        ▼                 ▼
+//!                         gone ◄─────── delete, unmount, detach ◄── ended, told ◄── forward away, signal, kill
+//! ```
+
+use crate::{
+    assignment::{AssignedTask, Assignment},
+    model::{Desired, ImageName, Millis, PortSpec, Signal, TaskId, TaskReport, TaskState, UnixMillis},
+};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+/// What the node has, as far as tasks are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Images that are complete on the node.
+    pub images: BTreeSet<ImageName>,
+    /// What there is of each task; tasks of which nothing is left are absent.
+    pub tasks: BTreeMap<TaskId, TaskObserved>,
+    /// Backend numbers that new connections may be sent to.
+    pub serving: BTreeSet<u16>,
+}
+
+/// What there is of one task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskObserved {
+    /// Steps of this task are being carried out.
+    pub busy: bool,
+    /// What the steps are doing, for people.
+    pub activity: String,
+    /// When the node first worked on it.
+    pub begun: Option<UnixMillis>,
+    /// Its network interface.
+    pub attached: Option<Attached>,
+    /// Whether its root file system is mounted.
+    pub mounted: bool,
+    /// Its container.
+    pub container: Option<Container>,
+    /// When its process was told to end, and that it was killed.
+    pub stopping: Option<Stopping>,
+    /// A step that failed for good.
+    pub failure: Option<Failure>,
+    /// Files of it that outlive the container: logs.
+    pub traces: bool,
+}
+
+/// A network interface of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// IPv4 address on the node-local network.
+    pub v4: Ipv4Addr,
+    /// IPv6 address on the node-local network.
+    pub v6: Option<Ipv6Addr>,
+    /// Index of the interface's host side.
+    pub ifindex: u32,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// How far its process is.
+    pub phase: Phase,
+    /// Health, where a check is asked for.
+    pub health: Option<Health>,
+}
+
+/// How far a container's process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Made, not started.
+    Created,
+    /// Runs.
+    Running {
+        /// Its process id.
+        pid: u32,
+        /// Since when.
+        since: UnixMillis,
+    },
+    /// Ended.
+    Exited {
+        /// Exit code; 128 + signal if a signal ended it.
+        code: i32,
+        /// Whether the kernel killed it for lack of memory.
+        oom: bool,
+        /// When.
+        at: UnixMillis,
+    },
+}
+
+/// What health checks say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not known yet.
+    Starting,
+    /// Well.
+    Healthy,
+    /// Failed too often in a row; with the last output.
+    Unhealthy(String),
+}
+
+/// How the end of a process goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// When the stop signal was sent.
+    pub since: UnixMillis,
+    /// Whether SIGKILL was sent.
+    pub killed: bool,
+}
+
+/// A step that failed and will not be tried again for this task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// When.
+    pub at: UnixMillis,
+    /// What was tried on what and why it failed, in one line.
+    pub message: String,
+}
+
+/// One idempotent side effect for one task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Make the image complete on the node.
+    Fetch(ImageName),
+    /// Make its network namespace and interface, with this host part of the address.
+    Attach(u16),
+    /// Mount its root file system.
+    Mount,
+    /// Make its container.
+    Create,
+    /// Start its process.
+    Start,
+    /// Send its stop signal; `None` is the image's or the default.
+    Stop(Option<Signal>),
+    /// Send SIGKILL to all of its processes.
+    Kill,
+    /// Remove its container.
+    Delete,
+    /// Unmount and remove its root file system.
+    Unmount,
+    /// Remove its network interface and namespace.
+    Detach,
+    /// Remove its logs.
+    Forget,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Steps of each task, to be done in order; the first failure ends the chain.
+    pub tasks: BTreeMap<TaskId, Vec<Op>>,
+    /// When to look again though nothing has changed.
+    pub wake_at: Option<UnixMillis>,
+}
+
+/// The steps from what the node has to what it should have.
+#[must_use]
+pub fn reconcile(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> Work {
+    let mut work = Work::default();
+    let known = assignment.tasks.keys().chain(observed.tasks.keys()).copied().collect::<BTreeSet<_>>();
+    let nothing = TaskObserved::default();
+    for id in known {
+        let seen = observed.tasks.get(&id).unwrap_or(&nothing);
+        if seen.busy {
+            continue;
+        }
+        let assigned = assignment.tasks.get(&id);
+        let ops = match assigned {
+            Some(task) if task.desired == Desired::Run && !task.ended => advance(task, seen, &observed.images),
+            Some(task) if !task.ended && is_over(seen) => Vec::new(),
+            _ if is_serving(assignment, id, &observed.serving) => Vec::new(),
+            _ => retire(assigned, seen, now, &mut work.wake_at),
+        };
+        if !ops.is_empty() {
+            work.tasks.insert(id, ops);
+        }
+    }
+    work
+}
+
+/// Brings a wanted task up.
+fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName>) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if seen.failure.is_some() {
+        return ops;
+    }
+    match seen.container.as_ref().map(|container| &container.phase) {
+        Some(Phase::Running { .. } | Phase::Exited { .. }) => {}
+        Some(Phase::Created) => ops.push(Op::Start),
+        None => {
+            let image = &task.spec.container.image;
+            if !images.contains(image) {
+                ops.push(Op::Fetch(image.clone()));
+            }
+            if seen.attached.is_none() {
+                ops.push(Op::Attach(task.index));
+            }
+            if !seen.mounted {
+                ops.push(Op::Mount);
+            }
+            ops.extend([Op::Create, Op::Start]);
+        }
+    }
+    ops
+}
+
+/// Ends a task and takes away what is left of it. An end that the leader has not heard of yet is kept until it has.
+fn retire(
+    assigned: Option<&AssignedTask>,
+    seen: &TaskObserved,
+    now: UnixMillis,
+    wake_at: &mut Option<UnixMillis>,
+) -> Vec<Op> {
+    let grace = assigned.map_or(Millis::from_secs(10), |task| task.spec.container.stop_grace);
+    let running = matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, .. }));
+    if running {
+        return match seen.stopping {
+            None => alloc::vec![Op::Stop(assigned.and_then(|task| task.spec.container.stop_signal))],
+            Some(Stopping { since, killed: false }) if since + grace <= now => alloc::vec![Op::Kill],
+            Some(Stopping { since, killed }) => {
+                if !killed {
+                    let due = since + grace;
+                    *wake_at = Some(wake_at.map_or(due, |earlier| earlier.min(due)));
+                }
+                Vec::new()
+            }
+        };
+    }
+    let keep_end = assigned.is_some_and(|task| !task.ended);
+    if keep_end && matches!(&seen.container, Some(Container { phase: Phase::Exited { .. }, .. })) {
+        return Vec::new();
+    }
+    let mut ops = Vec::new();
+    if seen.container.is_some() {
+        ops.push(Op::Delete);
+    }
+    if seen.mounted {
+        ops.push(Op::Unmount);
+    }
+    if seen.attached.is_some() {
+        ops.push(Op::Detach);
+    }
+    if assigned.is_none() && (seen.traces || !ops.is_empty()) {
+        ops.push(Op::Forget);
+    }
+    ops
+}
+
+/// Whether nothing of the task runs, though things of it may lie about.
+fn is_over(seen: &TaskObserved) -> bool {
+    matches!(&seen.container, Some(Container { phase: Phase::Exited { .. }, .. }))
+}
+
+/// Whether new connections may still be sent to the task.
+fn is_serving(assignment: &Assignment, task: TaskId, serving: &BTreeSet<u16>) -> bool {
+    assignment
+        .services
+        .values()
+        .flat_map(|service| &service.backends)
+        .filter(|backend| backend.task == task)
+        .flat_map(|backend| &backend.slots)
+        .any(|(_, slot)| serving.contains(slot))
+}
+
+/// Whether a task may get traffic: it runs and, where a check is asked for, is healthy.
+#[must_use]
+pub fn is_ready(seen: &TaskObserved) -> bool {
+    matches!(
+        &seen.container,
+        Some(Container { phase: Phase::Running { .. }, health: None | Some(Health::Healthy) })
+    )
+}
+
+/// A published port of the node and the local tasks behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposed {
+    /// The port.
+    pub port: PortSpec,
+    /// Name of the service.
+    pub service: String,
+    /// The tasks.
+    pub backends: Vec<Backend>,
+}
+
+/// One task behind a published port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its cluster-wide number.
+    pub slot: u16,
+    /// The task.
+    pub task: TaskId,
+    /// Port inside the container.
+    pub target: u16,
+    /// Its interface.
+    pub attached: Attached,
+    /// Whether new connections may go to it.
+    pub active: bool,
+}
+
+/// The published ports with those local tasks that are ready, and those that finish old connections.
+#[must_use]
+pub fn exposed(assignment: &Assignment, observed: &Observed) -> Vec<Exposed> {
+    let mut out = Vec::new();
+    for service in assignment.services.values() {
+        for port in &service.ports {
+            let mut backends = Vec::new();
+            for backend in service.backends.iter().filter(|backend| backend.node == assignment.node) {
+                let Some(seen) = observed.tasks.get(&backend.task) else { continue };
+                let (Some(attached), true) = (&seen.attached, is_ready(seen)) else { continue };
+                let Some((own, slot)) = backend
+                    .slots
+                    .iter()
+                    .find(|(own, _)| own.protocol == port.protocol && own.published == port.published)
+                else {
+                    continue;
+                };
+                backends.push(Backend {
+                    slot: *slot,
+                    task: backend.task,
+                    target: own.target,
+                    attached: attached.clone(),
+                    active: backend.active,
+                });
+            }
+            out.push(Exposed { port: *port, service: service.name.clone(), backends });
+        }
+    }
+    out
+}
+
+/// What the resolver answers: names of services, `tasks.` names, and addresses of ready local tasks.
+#[must_use]
+pub fn names(assignment: &Assignment, observed: &Observed) -> BTreeMap<String, Vec<Attached>> {
+    let mut out: BTreeMap<String, Vec<Attached>> = BTreeMap::new();
+    for service in assignment.services.values() {
+        let ready = service
+            .backends
+            .iter()
+            .filter(|backend| backend.active && backend.node == assignment.node)
+            .filter_map(|backend| observed.tasks.get(&backend.task))
+            .filter(|seen| is_ready(seen))
+            .filter_map(|seen| seen.attached.clone())
+            .collect::<Vec<_>>();
+        out.insert(format!("tasks.{}", service.name), ready.clone());
+        out.insert(service.name.clone(), ready);
+    }
+    out
+}
+
+/// What the node tells of its tasks.
+#[must_use]
+pub fn report(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> BTreeMap<TaskId, TaskReport> {
+    let nothing = TaskObserved::default();
+    let of = |(id, task): (&TaskId, &AssignedTask)| {
+        let seen = observed.tasks.get(id).unwrap_or(&nothing);
+        (*id, report_task(task, seen, now))
+    };
+    let assigned = assignment.tasks.iter().filter(|(_, task)| !task.ended).map(of);
+    // What the leader already knows to have ended is told for as long as something of it is left, so that it is not
+    // reaped before it is gone.
+    let leaving = assignment.tasks.iter().filter(|(id, task)| task.ended && has_rest(observed.tasks.get(id))).map(of);
+    assigned.chain(leaving).collect()
+}
+
+fn has_rest(seen: Option<&TaskObserved>) -> bool {
+    seen.is_some_and(|seen| seen.container.is_some() || seen.mounted || seen.attached.is_some())
+}
+
+fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> TaskReport {
+    let begun = seen.begun.unwrap_or(now);
+    let told_to_end = task.desired != Desired::Run;
+    let of = |state, since, message: &str, pid, exit_code| TaskReport {
+        state,
+        since,
+        message: message.into(),
+        pid,
+        exit_code,
+    };
+    if let Some(failure) = &seen.failure {
+        return of(TaskState::Rejected, failure.at, &failure.message, None, None);
+    }
+    let Some(container) = &seen.container else {
+        return if told_to_end && !seen.busy {
+            of(TaskState::Shutdown, now, "", None, None)
+        } else if seen.busy {
+            of(TaskState::Preparing, begun, &seen.activity, None, None)
+        } else {
+            of(TaskState::Accepted, begun, "", None, None)
+        };
+    };
+    match (&container.phase, &container.health) {
+        (Phase::Created, _) => of(TaskState::Ready, begun, "", None, None),
+        (Phase::Running { pid, since }, Some(Health::Starting)) => {
+            of(TaskState::Starting, *since, "waiting for the first successful health check", Some(*pid), None)
+        }
+        (Phase::Running { pid, .. }, Some(Health::Unhealthy(output))) if !told_to_end => {
+            let message = format!("unhealthy container: {}", output.trim());
+            of(TaskState::Failed, now, &message, Some(*pid), None)
+        }
+        (Phase::Running { pid, since }, _) => of(TaskState::Running, *since, "", Some(*pid), None),
+        (Phase::Exited { code, at, .. }, _) if told_to_end => of(TaskState::Shutdown, *at, "", None, Some(*code)),
+        (Phase::Exited { code: 0, at, .. }, _) => of(TaskState::Complete, *at, "", None, Some(0)),
+        (Phase::Exited { code, at, oom }, _) => {
+            let message = if *oom {
+                format!("task: out of memory: killed by the kernel at its memory limit ({code})")
+            } else {
+                format!("task: non-zero exit ({code})")
+            };
+            of(TaskState::Failed, *at, &message, None, Some(*code))
+        }
+    }
+}
