@@ -150,7 +150,7 @@ impl Constraint {
 }
 
 /// Operating system and architecture in Go's words (`linux`, `arm64`), as images carry them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Platform {
     /// For example `linux`.
     pub os: String,

@@ -1,0 +1,212 @@
+//! The node agent: observes, decides with [`orchestrator_core::node`], and has the drivers carry it out. It never writes
+//! replicated state; it hears assignments and tells reports.
+//!
+//! ```text
+//!   session ──► newest assignment ──► ledger (disk)
+//!                     │
+//!   kernel ──► observe ──► reconcile ──► chains of steps, one task each, side by side
+//!                     │                  forwarding and names, whole, when they differ
+//!                     └──► report ──► session
+//! ```
+//! Every event (a container ended, a link changed, a chain is done, time is up) only means "look again".
+
+mod execute;
+mod ledger;
+mod memory;
+mod observe;
+mod volumes;
+
+pub use execute::Drivers;
+pub use ledger::{Ledger, LedgerError};
+pub use volumes::{VolumeError, Volumes};
+
+use crate::{
+    clock,
+    leader::{Message, Session},
+};
+use execute::Chain;
+use memory::Memory;
+use orchestrator_core::{
+    assignment::Assignment,
+    model::{Desired, NodeDescription, NodeId, Report},
+    node::{self, Observed},
+};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::{sync::watch, task::JoinSet};
+
+/// Time between two signs of life to the leader.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Time after which the kernel is read again though nothing was heard: what events miss is mended this late at the latest.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// Events that come within this time are looked at together.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// The agent of one node.
+#[derive(Debug)]
+pub struct Agent {
+    node: NodeId,
+    description: NodeDescription,
+    drivers: Drivers,
+    ledger: Ledger,
+    memory: Arc<Memory>,
+    view: watch::Sender<View>,
+}
+
+/// What the agent knows, for the API.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What it should have.
+    pub assignment: Option<Arc<Assignment>>,
+    /// What it has.
+    pub observed: Arc<Observed>,
+}
+
+impl Agent {
+    /// An agent for `node`; its view can be watched from the start.
+    #[must_use]
+    pub fn new(
+        node: NodeId,
+        description: NodeDescription,
+        drivers: Drivers,
+        ledger: Ledger,
+        view: watch::Sender<View>,
+    ) -> Self {
+        Self { node, description, drivers, ledger, memory: Arc::default(), view }
+    }
+
+    /// Runs until `session` is closed or the task is dropped. Containers do not notice either.
+    pub async fn run(self, mut session: Session) {
+        let mut assignment = self.recall();
+        let mut chains = JoinSet::new();
+        let mut containers = self.drivers.runtime.changes();
+        let mut links = self.drivers.network.changes();
+        let mut last_report = None;
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if let Some(new) = session.assignments.borrow_and_update().clone() {
+                self.accept(&mut assignment, new);
+            }
+            let mut look_again_in = RESYNC;
+            if let Some(current) = &assignment {
+                match self.step(current, &mut chains).await {
+                    Ok((report, wake_in)) => {
+                        look_again_in = look_again_in.min(wake_in);
+                        if last_report.as_ref() != Some(&report) {
+                            let _closed = session.reports.send(Message::Report(Box::new(report.clone()))).await;
+                            last_report = Some(report);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = format!("{error:#}"), "the node could not be looked at");
+                        look_again_in = HEARTBEAT;
+                    }
+                }
+            } else if last_report.is_none() {
+                let report = self.report(0, 0);
+                let _closed = session.reports.send(Message::Report(Box::new(report.clone()))).await;
+                last_report = Some(report);
+            }
+            let look_again = tokio::time::sleep(look_again_in);
+            tokio::pin!(look_again);
+            loop {
+                tokio::select! {
+                    changed = session.assignments.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        // A new leader knows nothing of this node: tell it all.
+                        last_report = None;
+                        break;
+                    }
+                    _ = containers.changed() => break,
+                    _ = links.changed() => break,
+                    Some(_) = chains.join_next() => break,
+                    () = &mut look_again => break,
+                    _ = heartbeat.tick() => {
+                        if session.reports.send(Message::Heartbeat(self.node)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+            tokio::time::sleep(GATHER).await;
+            while chains.try_join_next().is_some() {}
+            containers.mark_unchanged();
+            links.mark_unchanged();
+        }
+    }
+
+    fn recall(&self) -> Option<Arc<Assignment>> {
+        match self.ledger.load() {
+            Ok(assignment) => assignment.map(Arc::new),
+            Err(error) => {
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the ledger cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Takes an assignment if it is not older than the one in force.
+    fn accept(&self, current: &mut Option<Arc<Assignment>>, new: Arc<Assignment>) {
+        let number = |assignment: &Assignment| (assignment.term, assignment.revision);
+        if current.as_ref().is_some_and(|old| number(old) >= number(&new)) {
+            return;
+        }
+        let same = current.as_ref().is_some_and(|old| old.tasks == new.tasks && old.services == new.services);
+        if !same && let Err(error) = self.ledger.save(&new) {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "the assignment is carried out but would be lost by a power cut");
+        }
+        *current = Some(new);
+    }
+
+    /// One look and what follows from it. Returns the report and the time until the next look.
+    async fn step(&self, assignment: &Arc<Assignment>, chains: &mut JoinSet<()>) -> anyhow::Result<(Report, Duration)> {
+        let assigned = assignment.tasks.keys().copied().collect::<BTreeSet<_>>();
+        let mut look = observe::look(&self.drivers, assignment).await?;
+        self.memory.abort_fetches(|task| {
+            assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run || task.ended)
+        });
+        self.memory.add_to(&mut look.observed, &assigned);
+
+        let now = clock::now();
+        let mut forwarding_failed = false;
+        let table = observe::table(&node::exposed(assignment, &look.observed));
+        if let Err(error) = self.drivers.forward(table, &mut look).await {
+            tracing::warn!(error = format!("{error:#}"), "forwarding could not be brought up to date");
+            forwarding_failed = true;
+        }
+        self.drivers.resolve(&node::names(assignment, &look.observed));
+
+        let work = node::reconcile(assignment, &look.observed, now);
+        for (task, ops) in work.tasks {
+            self.memory.begin(task);
+            look.observed.tasks.entry(task).or_default().busy = true;
+            let chain = Chain::new(&self.drivers, &self.memory, assignment, task);
+            let abort = chains.spawn(chain.run(ops));
+            self.memory.started(task, abort);
+        }
+
+        let mut report = self.report(assignment.term, assignment.revision);
+        report.tasks = node::report(assignment, &look.observed, now);
+        report.held_ports = look.held_ports;
+        let wake_in = work.wake_at.map_or(RESYNC, |at| Duration::from_millis(at.since(now).0));
+        let wake_in = if forwarding_failed { wake_in.min(HEARTBEAT) } else { wake_in };
+        self.view.send_replace(View { assignment: Some(assignment.clone()), observed: Arc::new(look.observed) });
+        Ok((report, wake_in))
+    }
+
+    fn report(&self, term: u64, revision: u64) -> Report {
+        Report {
+            node: self.node,
+            term,
+            revision,
+            description: self.description.clone(),
+            tasks: Default::default(),
+            held_ports: Vec::new(),
+        }
+    }
+}
