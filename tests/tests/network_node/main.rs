@@ -1,0 +1,5 @@
+//! The node's network on a real kernel: every test is a node of its own, in a network and a mount namespace that end
+//! with it, beside an "outside" namespace at the other end of its uplink. Nothing of the machine is touched.
+
+mod attachments;
+mod support;
