@@ -15,7 +15,7 @@ use std::{
 use rustix::fs::{Advice, FallocateFlags};
 
 /// One folder of files.
-pub trait Disk: Debug + Send + Sync {
+pub(super) trait Disk: Debug + Send + Sync {
     /// Names of the files in the folder, sorted.
     fn list(&self) -> io::Result<Vec<String>>;
     /// The whole file as the device holds it.
@@ -34,7 +34,7 @@ pub trait Disk: Debug + Send + Sync {
 }
 
 /// One open file.
-pub trait DiskFile: Debug + Send {
+pub(super) trait DiskFile: Debug + Send {
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes the contents durable (`fdatasync(2)`).
@@ -43,7 +43,7 @@ pub trait DiskFile: Debug + Send {
 
 /// A folder of the host's file system.
 #[derive(Debug)]
-pub struct HostDisk {
+pub(super) struct HostDisk {
     dir: PathBuf,
 }
 
@@ -52,7 +52,7 @@ const ZERO_CHUNK: usize = 256 * 1024;
 
 impl HostDisk {
     /// Takes the folder `dir`, which must exist.
-    pub fn new(dir: &Path) -> Self {
+    pub(super) fn new(dir: &Path) -> Self {
         HostDisk { dir: dir.to_owned() }
     }
 }

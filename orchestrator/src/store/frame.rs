@@ -19,11 +19,11 @@
 use crc32fast::Hasher;
 
 /// Bytes before a record's payload.
-pub const RECORD_HEADER: usize = 16;
+pub(super) const RECORD_HEADER: usize = 16;
 /// Records start at multiples of this.
-pub const ALIGN: usize = 8;
+pub(super) const ALIGN: usize = 8;
 /// Version of every record payload written today.
-pub const RECORD_VERSION: u8 = 1;
+pub(super) const RECORD_VERSION: u8 = 1;
 /// Makes a run of zeros, or ordinary data, fail before its checksum is computed.
 const RECORD_MARK: u16 = 0xed6e;
 
@@ -33,7 +33,7 @@ const SNAPSHOT_HEADER: usize = 24;
 
 /// One checked record inside a segment's bytes.
 #[derive(Debug)]
-pub struct Frame<'a> {
+pub(super) struct Frame<'a> {
     /// Offset of the first record of the write this record belonged to.
     pub batch: u32,
     /// What the payload is.
@@ -47,12 +47,12 @@ pub struct Frame<'a> {
 }
 
 /// Bytes a record with a payload of `len` bytes takes in a segment.
-pub fn record_size(len: usize) -> usize {
+pub(super) fn record_size(len: usize) -> usize {
     (RECORD_HEADER + len).next_multiple_of(ALIGN)
 }
 
 /// Appends one record to `out`.
-pub fn put_record(out: &mut Vec<u8>, salt: u64, batch: u32, kind: u8, payload: &[u8]) {
+pub(super) fn put_record(out: &mut Vec<u8>, salt: u64, batch: u32, kind: u8, payload: &[u8]) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -66,7 +66,7 @@ pub fn put_record(out: &mut Vec<u8>, salt: u64, batch: u32, kind: u8, payload: &
 }
 
 /// The record at offset `at` of a segment's bytes; `None` when there is none or it does not check.
-pub fn record_at(bytes: &[u8], salt: u64, at: usize) -> Option<Frame<'_>> {
+pub(super) fn record_at(bytes: &[u8], salt: u64, at: usize) -> Option<Frame<'_>> {
     let header = bytes.get(at..at + RECORD_HEADER)?;
     if header[14..16] != RECORD_MARK.to_le_bytes() {
         return None;
@@ -80,7 +80,7 @@ pub fn record_at(bytes: &[u8], salt: u64, at: usize) -> Option<Frame<'_>> {
 }
 
 /// A whole snapshot file around `payload`.
-pub fn snapshot_file(payload: &[u8]) -> Vec<u8> {
+pub(super) fn snapshot_file(payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(SNAPSHOT_HEADER + payload.len());
     out.extend_from_slice(&SNAPSHOT_MAGIC.to_le_bytes());
     out.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
@@ -93,7 +93,7 @@ pub fn snapshot_file(payload: &[u8]) -> Vec<u8> {
 }
 
 /// The payload of a whole snapshot file; `None` when it does not check.
-pub fn open_snapshot_file(bytes: &[u8]) -> Option<&[u8]> {
+pub(super) fn open_snapshot_file(bytes: &[u8]) -> Option<&[u8]> {
     let (header, payload) = bytes.split_at_checked(SNAPSHOT_HEADER)?;
     let whole = header[..8] == SNAPSHOT_MAGIC.to_le_bytes()
         && header[8..10] == SNAPSHOT_VERSION.to_le_bytes()

@@ -234,10 +234,8 @@ impl Log {
     /// What the kernel said to a write or sync; `InvalidInput` for an entry above [`Log::max_entry`], before anything of it
     /// is written.
     pub fn append(&mut self, records: &[Record]) -> io::Result<()> {
-        let purpose = match records {
-            [Record::Vote(_)] => Purpose::Vote,
-            _ => Purpose::Log,
-        };
+        let pointers_only = records.iter().all(|record| matches!(record, Record::Vote(_) | Record::Committed(_)));
+        let purpose = if pointers_only { Purpose::Vote } else { Purpose::Log };
         let mut bytes = Vec::new();
         for record in records {
             let (kind, payload) = record.encode();

@@ -164,6 +164,8 @@ impl Image {
                 }
                 self.entries.push_back((*at, bytes.clone()));
             }
+            // A snapshot that is ahead of the whole log replaces all of it, whatever the indices.
+            Record::Purged(at) if self.pointers.last < Some(*at) => self.entries.clear(),
             Record::Purged(at) => {
                 let kept = self.entries.partition_point(|(entry, _)| entry.index <= at.index);
                 self.entries.drain(..kept);
@@ -193,9 +195,7 @@ impl Pointers {
             Record::Committed(at) => self.committed = Some(*at),
             Record::Purged(at) => {
                 self.purged = self.purged.max(Some(*at));
-                if self.last.is_none_or(|last| last.index < at.index) {
-                    self.last = Some(*at);
-                }
+                self.last = self.last.max(Some(*at));
             }
             Record::Truncated(last) => self.last = *last,
         }
