@@ -1,2 +1,7 @@
-//! placeholder
+//! The effects of the orchestrator: everything that [`orchestrator_core`] decides is carried out here.
+//!
+//! Arrows point down only: binaries → `api`, `cli`, `leader`, `agent` → `store`, drivers → core. The drivers `runtime`,
+//! `image`, `network` and `dataplane` do not know each other; the agent composes them. `daemon` puts everything together.
+
 pub mod network;
+pub mod store;

@@ -1,0 +1,557 @@
+//! [`Store`]: the replicated state as the rest of the daemon sees it.
+//!
+//! In: entries to propose. Out: their outcomes, the newest state, and who leads. Callers: `leader` and `api` propose and read,
+//! `agent` watches, `transport` carries [`Store::answer`].
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use openraft::{
+    Config, Raft, ServerState, Snapshot as RaftSnapshot, SnapshotPolicy,
+    error::{CheckIsLeaderError, ClientWriteError, Fatal, ForwardToLeader, InitializeError as RaftInitializeError, RaftError},
+};
+use orchestrator_core::state::{Applied, Entry, State};
+use rustix::fs::FlockOperation;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use super::{
+    disk::{Disk, HostDisk},
+    log::{Log, LogError, Recovery, SEGMENT_BYTES, record::Image, writer::Health, writer::Writer},
+    log_store::LogStore,
+    machine::Machine,
+    meter::{Meter, Written},
+    network::{Message, Network, NoPeers, Peers},
+    raft::{self, Member, TypeConfig},
+    snapshot::{Snapshot, SnapshotFiles},
+};
+
+/// A leader says that it is there this often. Timings suit SD cards and Wi-Fi, where a sync or a packet may take 100s of ms.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Followers that hear nothing for this long, plus a random part up to [`ELECTION_MAX`], elect: 6 heartbeats, so that losing
+/// some changes nothing.
+const ELECTION_MIN: Duration = Duration::from_millis(1500);
+/// See [`ELECTION_MIN`].
+const ELECTION_MAX: Duration = Duration::from_millis(3000);
+/// A snapshot of a few MiB crosses bad Wi-Fi and an SD card in this time.
+const INSTALL_SNAPSHOT: Duration = Duration::from_secs(30);
+/// A proposal that is not committed by then has probably lost its quorum: three elections.
+const PROPOSE: Duration = Duration::from_secs(10);
+/// The largest proposal. Docker's limit for a config is 1000 KiB, the largest object there is.
+const MAX_ENTRY_BYTES: usize = 1280 * 1024;
+const _: () = assert!(MAX_ENTRY_BYTES < SEGMENT_BYTES as usize - 1024, "the largest entry fits a segment");
+
+const LOCK_FILE: &str = "lock";
+
+/// Where a store lies and who it speaks for.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// The store's own folder; created where there is none.
+    pub dir: PathBuf,
+    /// This member's raft id: unique for ever, new for every join.
+    pub raft_id: u64,
+    /// This node's id as text.
+    pub node: String,
+    /// The way to the other members.
+    pub peers: Arc<dyn Peers>,
+}
+
+impl StoreConfig {
+    /// A store in `dir` for the member `raft_id` on `node`, without a way to others.
+    pub fn new(dir: impl Into<PathBuf>, raft_id: u64, node: impl Into<String>) -> Self {
+        StoreConfig { dir: dir.into(), raft_id, node: node.into(), peers: Arc::new(NoPeers) }
+    }
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("the store in {dir} is in use by another process")]
+    Locked {
+        /// The store's folder.
+        dir: PathBuf,
+    },
+    /// What had been durable is missing or broken. Nothing was changed. The member must not go on with this store: it is set
+    /// aside, and the node joins anew under a new raft id (or, alone, is restored from a backup).
+    #[error("the store in {dir} is damaged: {file} at byte {offset}: {why}")]
+    Corrupt {
+        /// The store's folder.
+        dir: PathBuf,
+        /// The damaged file's name.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// A newer version wrote it, or another member did.
+    #[error("cannot use the store in {dir}")]
+    Foreign {
+        /// The store's folder.
+        dir: PathBuf,
+        /// Who wrote it.
+        #[source]
+        source: LogError,
+    },
+    /// The kernel refused a file operation; a full disk, for instance.
+    #[error("cannot open the store in {dir}")]
+    Io {
+        /// The store's folder.
+        dir: PathBuf,
+        /// What was tried, and what the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Raft could not start from what the store holds.
+    #[error("cannot start raft on the store in {dir}")]
+    Raft {
+        /// The store's folder.
+        dir: PathBuf,
+        /// What openraft said.
+        #[source]
+        source: Box<Fatal<u64>>,
+    },
+}
+
+/// Why a cluster cannot be founded here.
+#[derive(Debug, thiserror::Error)]
+pub enum InitializeError {
+    /// The store already belongs to a cluster.
+    #[error("this node is already part of a cluster")]
+    AlreadyInitialized,
+    /// The first entry could not be committed.
+    #[error("cannot commit the cluster's first entry")]
+    Propose(#[source] ProposeError),
+}
+
+/// Why a proposal has no outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Another member leads, or none. Nothing was changed.
+    #[error("this node does not lead the cluster{}", leader_text(leader))]
+    NotLeader {
+        /// Who leads, as far as known.
+        leader: Option<Member>,
+    },
+    /// No answer in time: most managers cannot be reached. The entry may still be committed later.
+    #[error("no majority of the managers answered within {} s; the change may still take effect", PROPOSE.as_secs())]
+    Timeout,
+    /// The store takes no changes at present. Nothing was changed.
+    #[error("the disk is full: the store takes no changes until there is room ({reason})")]
+    ReadOnly {
+        /// What the kernel said.
+        reason: Arc<str>,
+    },
+    /// The entry is too large. Nothing was changed.
+    #[error("a change of {bytes} bytes is above the limit of {MAX_ENTRY_BYTES}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The store has failed and must be opened anew. The entry may be there then.
+    #[error("the store has failed: {reason}")]
+    Failed {
+        /// What failed.
+        reason: Arc<str>,
+    },
+    /// The store was shut down. The entry may be there when it is opened again.
+    #[error("the store is shut down")]
+    ShutDown,
+}
+
+/// Why the newest state cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Another member leads, or none.
+    #[error("this node does not lead the cluster{}", leader_text(leader))]
+    NotLeader {
+        /// Who leads, as far as known.
+        leader: Option<Member>,
+    },
+    /// Most managers cannot be reached.
+    #[error("no majority of the managers answers")]
+    NoQuorum,
+    /// The store was shut down or has failed.
+    #[error("the store is shut down")]
+    ShutDown,
+}
+
+fn leader_text(leader: &Option<Member>) -> String {
+    leader.as_ref().map_or_else(|| "; no leader is known".into(), |leader| format!("; node {leader} does"))
+}
+
+/// This node leads, and its state contains everything that was committed before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// The raft term; grows with every change of leader.
+    pub term: u64,
+}
+
+/// Figures about a store.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Bytes written to flash since start, by purpose.
+    pub written: Written,
+    /// Bytes of torn, never acknowledged writes that were cut when the store was opened.
+    pub cut_bytes: u64,
+    /// Damaged snapshots that an older one made up for when the store was opened.
+    pub damaged_snapshots: usize,
+    /// Can it take changes?
+    pub health: Health,
+    /// Index of the last entry in the log.
+    pub last_index: Option<u64>,
+    /// Index of the newest snapshot.
+    pub snapshot_index: Option<u64>,
+    /// The raft term.
+    pub term: u64,
+}
+
+/// The replicated state. Clones are handles of the same store; the last one dropped stops it, [`Store::shutdown`] does so in order.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raft: Raft<TypeConfig>,
+    raft_id: u64,
+    node: String,
+    state: watch::Receiver<Arc<State>>,
+    leadership: watch::Receiver<Option<Leadership>>,
+    health: watch::Sender<Health>,
+    meter: Arc<Meter>,
+    recovery: Recovery,
+    damaged_snapshots: usize,
+    tasks: Mutex<JoinSet<()>>,
+    /// Held while the store is in use.
+    lock: Mutex<Option<fs::File>>,
+}
+
+impl Store {
+    /// Opens the store in a folder, or creates an empty one there.
+    ///
+    /// What was acknowledged is there again when [`Store::leadership`] says so (a node that is the only voter leads within
+    /// milliseconds), or when the leader has been heard of.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open(config: StoreConfig) -> Result<Store, StoreError> {
+        let (dir, raft_id) = (config.dir.clone(), config.raft_id);
+        let recovered = tokio::task::spawn_blocking(move || recover(&dir, raft_id)).await;
+        let recovered = recovered.unwrap_or_else(|error| Err(io_error(&config.dir, error)))?;
+        let Recovered { lock, meter, log, image, recovery, files, newest, previous, damaged } = recovered;
+
+        let behind = newest.as_ref().and_then(|snapshot| snapshot.moment.last).map(|last| last.index);
+        let appended = Arc::new(AtomicU64::new(image.bytes_behind(behind)));
+        let machine = Machine::new(files, newest, appended.clone()).map_err(|error| io_error(&config.dir, error))?;
+        let health = watch::Sender::new(Health::Writable);
+        let writer = Writer::spawn(log, health.clone()).map_err(|error| io_error(&config.dir, error))?;
+        let log_store = LogStore::new(image, writer, appended);
+        let network = Network(config.peers.clone());
+        let raft = Raft::new(raft_id, Arc::new(raft_config()), network, log_store, machine.clone()).await;
+        let raft = raft.map_err(|source| StoreError::Raft { dir: config.dir.clone(), source: Box::new(source) })?;
+
+        // The only voter need not wait for anybody: it elects itself, if it does not lead already by its last vote.
+        let alone = raft.with_raft_state(move |state| {
+            let voters: Vec<u64> = state.membership_state.effective().voter_ids().collect();
+            voters == [raft_id] && state.server_state != ServerState::Leader
+        });
+        if alone.await.unwrap_or(false) {
+            // Fails only when raft has stopped, which the tasks below report.
+            let _ = raft.trigger().elect().await;
+        }
+
+        let state = machine.watch();
+        let (leads, leadership) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch_leadership(raft.clone(), raft_id, leads, health.clone()));
+        tasks.spawn(machine.snapshot_task(raft.clone(), previous));
+        let inner = Inner {
+            raft,
+            raft_id,
+            node: config.node,
+            state,
+            leadership,
+            health,
+            meter,
+            recovery,
+            damaged_snapshots: damaged,
+            tasks: Mutex::new(tasks),
+            lock: Mutex::new(Some(lock)),
+        };
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// Founds a cluster whose only voter is this member, and commits its first entry. After a crash in the middle the call
+    /// may be repeated.
+    ///
+    /// # Errors
+    /// [`InitializeError`].
+    pub async fn initialize(&self, first: Entry) -> Result<Applied, InitializeError> {
+        let members = BTreeMap::from([(self.inner.raft_id, Member { node: self.inner.node.clone() })]);
+        match self.inner.raft.initialize(members).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_) | RaftInitializeError::NotInMembers(_))) => {
+                // Founded before; was the first entry committed as well?
+                if !self.alone() || self.read().await.is_ok_and(|state| state.cluster.is_some()) {
+                    return Err(InitializeError::AlreadyInitialized);
+                }
+            }
+            Err(RaftError::Fatal(fatal)) => return Err(InitializeError::Propose(fatal_error(&fatal))),
+        }
+        let mut leadership = self.leadership();
+        // An error of either kind shows again in the proposal, with its reason.
+        let _ = timeout(PROPOSE, leadership.wait_for(Option::is_some)).await;
+        self.propose(first).await.map_err(InitializeError::Propose)
+    }
+
+    /// Was a cluster founded or joined with this store?
+    pub fn is_initialized(&self) -> bool {
+        self.inner.raft.server_metrics().borrow().membership_config.log_id().is_some()
+    }
+
+    /// Commits an entry, if this node leads. The outcome is in [`Store::state`] when this returns.
+    ///
+    /// Dropping the future does not take the proposal back.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; see there which of them leave it open whether the entry is committed.
+    pub async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
+        match &*self.inner.health.borrow() {
+            Health::Writable => {}
+            Health::ReadOnly { reason } => return Err(ProposeError::ReadOnly { reason: reason.clone() }),
+            Health::Failed { reason } => return Err(ProposeError::Failed { reason: reason.clone() }),
+        }
+        match postcard::to_allocvec(&entry) {
+            Ok(bytes) if bytes.len() > MAX_ENTRY_BYTES => return Err(ProposeError::TooLarge { bytes: bytes.len() }),
+            Ok(_) => {}
+            Err(error) => return Err(ProposeError::Failed { reason: error.to_string().into() }),
+        }
+        let written = timeout(PROPOSE, self.inner.raft.client_write(entry)).await.map_err(|_| ProposeError::Timeout)?;
+        match written {
+            Ok(response) => Ok(response.data.expect("a change has an outcome")),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_node, .. }))) => {
+                Err(ProposeError::NotLeader { leader: leader_node })
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                Err(ProposeError::Failed { reason: error.to_string().into() })
+            }
+            Err(RaftError::Fatal(fatal)) => Err(fatal_error(&fatal)),
+        }
+    }
+
+    /// The newest state this node has applied; another may be ahead.
+    pub fn state(&self) -> Arc<State> {
+        self.inner.state.borrow().clone()
+    }
+
+    /// The state with everything that was acknowledged to anyone before this call, if this node leads.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read(&self) -> Result<Arc<State>, ReadError> {
+        let linearizable = timeout(PROPOSE, self.inner.raft.ensure_linearizable()).await.map_err(|_| ReadError::NoQuorum)?;
+        match linearizable {
+            Ok(_) => Ok(self.state()),
+            Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(ForwardToLeader { leader_node, .. }))) => {
+                Err(ReadError::NotLeader { leader: leader_node })
+            }
+            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
+            Err(RaftError::Fatal(_)) => Err(ReadError::ShutDown),
+        }
+    }
+
+    /// The newest applied state and those that follow; intermediate ones may be skipped.
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.inner.state.clone()
+    }
+
+    /// Does this node lead?
+    pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
+        self.inner.leadership.clone()
+    }
+
+    /// Can the store take changes? After [`Health::Failed`] the process has to end and open the store anew.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.subscribe()
+    }
+
+    /// Figures.
+    pub fn metrics(&self) -> Metrics {
+        let raft = self.inner.raft.metrics().borrow().clone();
+        Metrics {
+            written: self.inner.meter.read(),
+            cut_bytes: self.inner.recovery.cut_bytes,
+            damaged_snapshots: self.inner.damaged_snapshots,
+            health: self.inner.health.borrow().clone(),
+            last_index: raft.last_log_index,
+            snapshot_index: raft.snapshot.map(|snapshot| snapshot.index),
+            term: raft.current_term,
+        }
+    }
+
+    /// Answers a request that another member's [`Peers`] carried here.
+    ///
+    /// # Errors
+    /// The request cannot be decoded: whoever sent it is no member.
+    pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, postcard::Error> {
+        fn encode<T: serde::Serialize, E: ToString>(answer: Result<T, E>) -> Result<Vec<u8>, postcard::Error> {
+            postcard::to_allocvec(&answer.map_err(|error| error.to_string()))
+        }
+        match raft::decode(request)? {
+            Message::Append(rpc) => encode(self.inner.raft.append_entries(rpc).await),
+            Message::Vote(rpc) => encode(self.inner.raft.vote(rpc).await),
+            Message::Snapshot(vote, meta, state) => {
+                let snapshot = RaftSnapshot { meta, snapshot: Box::new(state) };
+                encode(self.inner.raft.install_full_snapshot(vote, snapshot).await)
+            }
+        }
+    }
+
+    /// Stops the store: what was requested is finished, threads and tasks end, the folder is free for another process.
+    pub async fn shutdown(&self) {
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "raft did not stop in order");
+        }
+        tasks.shutdown().await;
+        *self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn alone(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        metrics.borrow().membership_config.voter_ids().eq([self.inner.raft_id])
+    }
+}
+
+fn raft_config() -> Config {
+    Config {
+        cluster_name: "edged".into(),
+        heartbeat_interval: HEARTBEAT.as_millis() as u64,
+        election_timeout_min: ELECTION_MIN.as_millis() as u64,
+        election_timeout_max: ELECTION_MAX.as_millis() as u64,
+        install_snapshot_timeout: INSTALL_SNAPSHOT.as_millis() as u64,
+        // The machine says when, and how far the log may go.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..Config::default()
+    }
+}
+
+struct Recovered {
+    lock: fs::File,
+    meter: Arc<Meter>,
+    log: Log,
+    image: Image,
+    recovery: Recovery,
+    files: SnapshotFiles,
+    newest: Option<Snapshot>,
+    previous: Option<u64>,
+    damaged: usize,
+}
+
+/// Reads a store's folder: the newest snapshot that checks, and a log that continues it without a hole.
+fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
+    fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
+    let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
+    let lock = lock.map_err(|error| io_error(dir, error))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::Locked { dir: dir.into() }),
+        Err(error) => return Err(io_error(dir, io::Error::from(error))),
+    }
+    let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(dir));
+    let meter = Arc::new(Meter::default());
+    let files = SnapshotFiles::new(disk.clone(), meter.clone());
+    let found = files.find().map_err(|error| io_error(dir, error))?;
+    let (log, image, recovery) = Log::open(disk, meter.clone(), raft_id, SEGMENT_BYTES).map_err(|error| log_error(dir, error))?;
+
+    let corrupt = |file: &str, why: &str| StoreError::Corrupt { dir: dir.into(), file: file.into(), offset: 0, why: why.into() };
+    let reaches = found.newest.as_ref().and_then(|snapshot| snapshot.moment.last).map(|last| last.index);
+    if image.pointers().purged.map(|purged| purged.index) > reaches {
+        let file = found.damaged.first().map_or("snapshot", |name| name);
+        return Err(corrupt(file, "the log begins behind the newest snapshot that can be read"));
+    }
+    if recovery.created && (found.newest.is_some() || !found.damaged.is_empty()) {
+        return Err(corrupt("log", "there are snapshots, and no log"));
+    }
+    if found.newest.is_none() && let Some(file) = found.damaged.first() {
+        // The first snapshot ever, and the log is still whole: it is simply written again.
+        tracing::warn!(%file, "a damaged snapshot is made up for by the log");
+    }
+    files.remove(&found.damaged).map_err(|error| io_error(dir, error))?;
+    let damaged = found.damaged.len();
+    Ok(Recovered { lock, meter, log, image, recovery, files, newest: found.newest, previous: found.previous, damaged })
+}
+
+fn io_error(dir: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Io { dir: dir.into(), source: source.into() }
+}
+
+fn log_error(dir: &Path, error: LogError) -> StoreError {
+    match error {
+        LogError::Corrupt { file, offset, why } => StoreError::Corrupt { dir: dir.into(), file, offset, why: why.into() },
+        LogError::Io { .. } => io_error(dir, error),
+        LogError::Newer { .. } | LogError::OtherOwner { .. } => StoreError::Foreign { dir: dir.into(), source: error },
+    }
+}
+
+fn fatal_error(fatal: &Fatal<u64>) -> ProposeError {
+    match fatal {
+        Fatal::Stopped => ProposeError::ShutDown,
+        Fatal::StorageError(_) | Fatal::Panicked => ProposeError::Failed { reason: fatal.to_string().into() },
+    }
+}
+
+/// Says that this node leads once its state is complete, and that it does not as soon as openraft knows.
+async fn watch_leadership(
+    raft: Raft<TypeConfig>,
+    raft_id: u64,
+    leads: watch::Sender<Option<Leadership>>,
+    health: watch::Sender<Health>,
+) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let term = {
+            let now = metrics.borrow_and_update();
+            let leads = now.state == ServerState::Leader && now.vote.committed && now.vote.leader_id.node_id == raft_id;
+            leads.then_some(now.vote.leader_id.term)
+        };
+        let known = *leads.borrow();
+        match term {
+            None => drop(leads.send_if_modified(|leads| leads.take().is_some())),
+            Some(term) if known == Some(Leadership { term }) => {}
+            // A new leader may still be applying what its predecessors committed.
+            Some(term) => match raft.ensure_linearizable().await {
+                Ok(_) => drop(leads.send_replace(Some(Leadership { term }))),
+                Err(RaftError::APIError(_)) => {
+                    tokio::time::sleep(HEARTBEAT).await;
+                    if metrics.has_changed().is_ok() {
+                        continue;
+                    }
+                }
+                Err(RaftError::Fatal(_)) => {}
+            },
+        }
+        if metrics.changed().await.is_err() {
+            break;
+        }
+    }
+    leads.send_replace(None);
+    if let Err(fatal) = &raft.metrics().borrow().running_state
+        && !matches!(fatal, Fatal::Stopped)
+    {
+        health.send_if_modified(|health| {
+            let first = !matches!(health, Health::Failed { .. });
+            if first {
+                *health = Health::Failed { reason: fatal.to_string().into() };
+            }
+            first
+        });
+    }
+}

@@ -1,0 +1,3 @@
+//! Tests of the store's inside: openraft's own suite, and power cuts on a simulated disk.
+
+mod suite;
