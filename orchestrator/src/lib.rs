@@ -3,5 +3,9 @@
 //! Arrows point down only: binaries → `api`, `cli`, `leader`, `agent` → `store`, drivers → core. The drivers `runtime`,
 //! `image`, `network` and `dataplane` do not know each other; the agent composes them. `daemon` puts everything together.
 
+pub mod clock;
+pub mod config;
+pub mod dataplane;
 pub mod network;
 pub mod store;
+pub mod telemetry;
