@@ -1,0 +1,72 @@
+//! One lab per machine: its addresses and kernel-wide names are fixed, so two would meet.
+//!
+//! A file under /run carries the folder of the lab that is up; a lock on it serialises the verbs that change a lab.
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+
+const FILE: &str = "/run/edged-lab.lock";
+
+/// The right to change the machine's lab, held until it is dropped.
+pub(super) struct Claim {
+    file: File,
+    folder: PathBuf,
+}
+
+impl Claim {
+    /// Waits for another verb to end, then takes the right to change the lab of `folder`.
+    ///
+    /// # Errors
+    /// When the lab of another checkout is up.
+    pub(super) fn take(folder: &Path) -> Result<Self> {
+        let mut options = File::options();
+        let mut file = options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(FILE)
+            .with_context(|| format!("open {FILE}"))?;
+        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
+        let mut owner = String::new();
+        file.read_to_string(&mut owner)
+            .with_context(|| format!("read {FILE}"))?;
+        let owner = Path::new(owner.trim());
+        // A folder that is gone left nothing that could be taken down from it.
+        if owner != Path::new("") && owner != folder && owner.exists() {
+            bail!(
+                "the lab of another checkout is up in {}: run `cargo xtask lab down` there first",
+                owner.display()
+            );
+        }
+        Ok(Self {
+            file,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Marks the machine's lab as being up in this folder.
+    pub(super) fn mark(&mut self) -> Result<()> {
+        let folder = self.folder.clone();
+        self.write(&folder.to_string_lossy())
+    }
+
+    /// Marks that no lab is up.
+    pub(super) fn unmark(&mut self) -> Result<()> {
+        self.write("")
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        let mut put = || {
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            self.file.write_all(text.as_bytes())
+        };
+        put().with_context(|| format!("write {FILE}"))
+    }
+}
