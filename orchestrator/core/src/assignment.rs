@@ -15,6 +15,8 @@ pub struct Assignment {
     pub revision: u64,
     /// Tasks of this node.
     pub tasks: BTreeMap<TaskId, AssignedTask>,
+    /// Ended tasks of this node whose traces are kept.
+    pub history: alloc::collections::BTreeSet<TaskId>,
     /// Services that this node forwards to and resolves the names of.
     pub services: BTreeMap<ServiceId, AssignedService>,
 }
@@ -32,8 +34,6 @@ pub struct AssignedTask {
     pub spec: TaskSpec,
     /// Run or end.
     pub desired: Desired,
-    /// Whether the leader knows how the task ended: nothing of it but its logs is needed any more.
-    pub ended: bool,
     /// Host part of its address on the node-local network.
     pub index: u16,
 }

@@ -9,12 +9,13 @@
 //!  assigned ───────► · ───────► · ───────► · ───────► created ───────► running ═══════► serving
 //!                                                                        │ exited          │ unhealthy, told to end
 //!                                                                        ▼                 ▼
-//!                         gone ◄─────── delete, unmount, detach ◄── ended, told ◄── forward away, signal, kill
+//!                         gone ◄─────── delete, unmount, detach ◄── end told ◄── forward away, signal, kill
 //! ```
 
 use crate::{
     assignment::{AssignedTask, Assignment},
-    model::{Desired, ImageName, Millis, PortSpec, Signal, TaskId, TaskReport, TaskState, UnixMillis},
+    forwarding::{Backend, BackendState, Table},
+    model::{Desired, ImageName, Millis, PortSpec, TaskId, TaskReport, TaskState, UnixMillis},
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -143,8 +144,8 @@ pub enum Op {
     Create,
     /// Start its process.
     Start,
-    /// Send its stop signal; `None` is the image's or the default.
-    Stop(Option<Signal>),
+    /// Send its stop signal.
+    Stop,
     /// Send SIGKILL to all of its processes.
     Kill,
     /// Remove its container.
@@ -179,10 +180,18 @@ pub fn reconcile(assignment: &Assignment, observed: &Observed, now: UnixMillis) 
         }
         let assigned = assignment.tasks.get(&id);
         let ops = match assigned {
-            Some(task) if task.desired == Desired::Run && !task.ended => advance(task, seen, &observed.images),
-            Some(task) if !task.ended && is_over(seen) => Vec::new(),
+            Some(task) if task.desired == Desired::Run => advance(task, seen, &observed.images),
             _ if is_serving(assignment, id, &observed.serving) => Vec::new(),
-            _ => retire(assigned, seen, now, &mut work.wake_at),
+            _ => {
+                let keep = if assigned.is_some_and(|task| task.desired == Desired::Shutdown) {
+                    Keep::End
+                } else if assignment.history.contains(&id) {
+                    Keep::Traces
+                } else {
+                    Keep::Nothing
+                };
+                retire(assigned, seen, keep, now, &mut work.wake_at)
+            }
         };
         if !ops.is_empty() {
             work.tasks.insert(id, ops);
@@ -217,10 +226,22 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
     ops
 }
 
-/// Ends a task and takes away what is left of it. An end that the leader has not heard of yet is kept until it has.
+/// What stays of a task that is not wanted any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// How it ended, which the leader has not heard of yet.
+    End,
+    /// Its logs.
+    Traces,
+    /// Nothing.
+    Nothing,
+}
+
+/// Ends a task and takes away what is left of it.
 fn retire(
     assigned: Option<&AssignedTask>,
     seen: &TaskObserved,
+    keep: Keep,
     now: UnixMillis,
     wake_at: &mut Option<UnixMillis>,
 ) -> Vec<Op> {
@@ -228,7 +249,7 @@ fn retire(
     let running = matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, .. }));
     if running {
         return match seen.stopping {
-            None => alloc::vec![Op::Stop(assigned.and_then(|task| task.spec.container.stop_signal))],
+            None => alloc::vec![Op::Stop],
             Some(Stopping { since, killed: false }) if since + grace <= now => alloc::vec![Op::Kill],
             Some(Stopping { since, killed }) => {
                 if !killed {
@@ -239,8 +260,7 @@ fn retire(
             }
         };
     }
-    let keep_end = assigned.is_some_and(|task| !task.ended);
-    if keep_end && matches!(&seen.container, Some(Container { phase: Phase::Exited { .. }, .. })) {
+    if keep == Keep::End && matches!(&seen.container, Some(Container { phase: Phase::Exited { .. }, .. })) {
         return Vec::new();
     }
     let mut ops = Vec::new();
@@ -253,15 +273,10 @@ fn retire(
     if seen.attached.is_some() {
         ops.push(Op::Detach);
     }
-    if assigned.is_none() && (seen.traces || !ops.is_empty()) {
+    if keep == Keep::Nothing && (seen.traces || !ops.is_empty()) {
         ops.push(Op::Forget);
     }
     ops
-}
-
-/// Whether nothing of the task runs, though things of it may lie about.
-fn is_over(seen: &TaskObserved) -> bool {
-    matches!(&seen.container, Some(Container { phase: Phase::Exited { .. }, .. }))
 }
 
 /// Whether new connections may still be sent to the task.
@@ -284,61 +299,27 @@ pub fn is_ready(seen: &TaskObserved) -> bool {
     )
 }
 
-/// A published port of the node and the local tasks behind it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exposed {
-    /// The port.
-    pub port: PortSpec,
-    /// Name of the service.
-    pub service: String,
-    /// The tasks.
-    pub backends: Vec<Backend>,
-}
-
-/// One task behind a published port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// Its cluster-wide number.
-    pub slot: u16,
-    /// The task.
-    pub task: TaskId,
-    /// Port inside the container.
-    pub target: u16,
-    /// Its interface.
-    pub attached: Attached,
-    /// Whether new connections may go to it.
-    pub active: bool,
-}
-
-/// The published ports with those local tasks that are ready, and those that finish old connections.
+/// The forwarding tables that the node should have: published ports, with those local tasks behind them that are ready.
+/// Tasks that are told to end drain: connections they have may finish for as long as their process runs.
 #[must_use]
-pub fn exposed(assignment: &Assignment, observed: &Observed) -> Vec<Exposed> {
-    let mut out = Vec::new();
+pub fn forwarding(assignment: &Assignment, observed: &Observed) -> Table {
+    let mut table = Table::default();
     for service in assignment.services.values() {
         for port in &service.ports {
-            let mut backends = Vec::new();
-            for backend in service.backends.iter().filter(|backend| backend.node == assignment.node) {
-                let Some(seen) = observed.tasks.get(&backend.task) else { continue };
-                let (Some(attached), true) = (&seen.attached, is_ready(seen)) else { continue };
-                let Some((own, slot)) = backend
-                    .slots
-                    .iter()
-                    .find(|(own, _)| own.protocol == port.protocol && own.published == port.published)
-                else {
-                    continue;
-                };
-                backends.push(Backend {
-                    slot: *slot,
-                    task: backend.task,
-                    target: own.target,
-                    attached: attached.clone(),
-                    active: backend.active,
-                });
-            }
-            out.push(Exposed { port: *port, service: service.name.clone(), backends });
+            let here = service.backends.iter().filter(|backend| backend.node == assignment.node);
+            let ready = here.filter_map(|backend| {
+                let seen = observed.tasks.get(&backend.task).filter(|seen| is_ready(seen))?;
+                let attached = seen.attached.as_ref()?;
+                let same = |own: &PortSpec| (own.protocol, own.published) == (port.protocol, port.published);
+                let (own, slot) = backend.slots.iter().find(|(own, _)| same(own))?;
+                let state = if backend.active { BackendState::Active } else { BackendState::Draining };
+                let (v4, v6, ifindex) = (Some(attached.v4), attached.v6, attached.ifindex);
+                Some((*slot, Backend { v4, v6, port: own.target, ifindex, state }))
+            });
+            table.publish(port.protocol, port.published, None, ready);
         }
     }
-    out
+    table
 }
 
 /// What the resolver answers: names of services, `tasks.` names, and addresses of ready local tasks.
@@ -364,19 +345,19 @@ pub fn names(assignment: &Assignment, observed: &Observed) -> BTreeMap<String, V
 #[must_use]
 pub fn report(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> BTreeMap<TaskId, TaskReport> {
     let nothing = TaskObserved::default();
-    let of = |(id, task): (&TaskId, &AssignedTask)| {
+    let mut out = BTreeMap::new();
+    for (id, task) in &assignment.tasks {
         let seen = observed.tasks.get(id).unwrap_or(&nothing);
-        (*id, report_task(task, seen, now))
-    };
-    let assigned = assignment.tasks.iter().filter(|(_, task)| !task.ended).map(of);
-    // What the leader already knows to have ended is told for as long as something of it is left, so that it is not
-    // reaped before it is gone.
-    let leaving = assignment.tasks.iter().filter(|(id, task)| task.ended && has_rest(observed.tasks.get(id))).map(of);
-    assigned.chain(leaving).collect()
+        // A task that is to vanish is told of for as long as something of it is left.
+        if task.desired != Desired::Remove || has_rest(seen) {
+            out.insert(*id, report_task(task, seen, now));
+        }
+    }
+    out
 }
 
-fn has_rest(seen: Option<&TaskObserved>) -> bool {
-    seen.is_some_and(|seen| seen.container.is_some() || seen.mounted || seen.attached.is_some())
+fn has_rest(seen: &TaskObserved) -> bool {
+    seen.busy || seen.container.is_some() || seen.mounted || seen.attached.is_some() || seen.traces
 }
 
 fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> TaskReport {

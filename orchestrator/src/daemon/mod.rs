@@ -1,0 +1,199 @@
+//! The daemon: opens the drivers, becomes a member, and keeps store, leader, agent and API running until told to end.
+//!
+//! ```text
+//!   config ─► drivers ─► identity ─► store ─► leader ◄─ session ─► agent ─► drivers
+//!                                      ▲                             │
+//!                                      └────────── api ──────────────┘
+//! ```
+//! Ending it, or killing it, leaves containers and forwarding as they are: the next one adopts them.
+
+mod cluster;
+mod identity;
+mod local;
+mod machine;
+mod reset;
+
+pub use identity::{Identity, IdentityError};
+pub use reset::reset;
+
+use crate::{
+    agent::{self, Agent, Drivers, Ledger},
+    api::{self, node::{Event, InitRequest}},
+    config::Config,
+    leader::{self, Sessions},
+    store::{Store, StoreConfig},
+};
+use anyhow::Context;
+use machine::Machine;
+use orchestrator_core::model::NodeDescription;
+use std::{
+    fs::File,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{broadcast, watch},
+    task::JoinSet,
+};
+
+/// UDP port of the control endpoint.
+const CONTROL_PORT: u16 = 2377;
+
+/// Events kept for slow readers of the API.
+const EVENTS: usize = 1024;
+
+/// Everything that lives as long as the process.
+pub struct Daemon {
+    config: Config,
+    hostname: String,
+    machine: Machine,
+    description: NodeDescription,
+    drivers: Drivers,
+    member: watch::Sender<Option<Arc<Member>>>,
+    joining: tokio::sync::Mutex<()>,
+    leader_view: watch::Sender<leader::View>,
+    agent_view: watch::Sender<agent::View>,
+    revision: watch::Sender<u64>,
+    events: broadcast::Sender<Event>,
+    execs: local::Execs,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What exists while this node is a member of a cluster.
+pub struct Member {
+    identity: Identity,
+    store: Store,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting, with the thing and the remedy.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let _only_one = lock(&config.run_dir)?;
+    let daemon = Arc::new(Daemon::open(config).await?);
+    let server = api::serve(&daemon.config.socket, daemon.clone(), daemon.clone()).await?;
+    tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
+    daemon.join_again().await?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: ending; containers go on"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: ending; containers go on"),
+    }
+    server.shutdown().await;
+    daemon.close().await;
+    Ok(())
+}
+
+/// Holds the run directory for this process: two daemons would fight over everything.
+fn lock(run_dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(run_dir).with_context(|| format!("making {}", run_dir.display()))?;
+    let path = run_dir.join("edged.lock");
+    let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another edged holds {}; stop it first", path.display()))?;
+    Ok(file)
+}
+
+impl Daemon {
+    async fn open(config: Config) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&config.state_dir)
+            .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
+        let machine = Machine::read();
+        let hostname = config.hostname.clone().unwrap_or_else(|| machine.hostname.clone());
+        let drivers = Drivers::open(&config, &hostname).await?;
+        let description = NodeDescription {
+            platform: Some(machine.platform.clone()),
+            nano_cpus: u64::from(machine.cpus) * 1_000_000_000,
+            memory_bytes: machine.memory_bytes,
+            version: env!("CARGO_PKG_VERSION").into(),
+            labels: config.labels.clone(),
+            address: drivers.address(config.advertise_addr).await,
+        };
+        Ok(Self {
+            config,
+            hostname,
+            machine,
+            description,
+            drivers,
+            member: watch::Sender::new(None),
+            joining: tokio::sync::Mutex::default(),
+            leader_view: watch::Sender::default(),
+            agent_view: watch::Sender::default(),
+            revision: watch::Sender::new(0),
+            events: broadcast::Sender::new(EVENTS),
+            execs: local::Execs::default(),
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// Takes up the membership that the state directory holds, or founds a cluster if the configuration says so.
+    async fn join_again(&self) -> anyhow::Result<()> {
+        match Identity::load(&self.config.state_dir)? {
+            Some(identity) => {
+                let _one_at_a_time = self.joining.lock().await;
+                let member = self.open_member(identity).await?;
+                self.found(&member, InitRequest::default()).await?;
+                self.take_up(member);
+            }
+            None if self.config.init => {
+                self.initialize(InitRequest::default()).await?;
+            }
+            None => tracing::info!("this node belongs to no cluster; waiting for `edgectl cluster init`"),
+        }
+        Ok(())
+    }
+
+    fn member(&self) -> Option<Arc<Member>> {
+        self.member.borrow().clone()
+    }
+
+    async fn open_member(&self, identity: Identity) -> anyhow::Result<Member> {
+        let dir = self.config.state_dir.join("raft");
+        let store = Store::open(StoreConfig::new(dir, identity.raft_id, identity.node.to_string())).await?;
+        Ok(Member { identity, store })
+    }
+
+    /// Starts leader and agent of a member.
+    fn take_up(&self, member: Member) {
+        let (sessions, inbox) = Sessions::new();
+        let ledger = match Ledger::open(&self.config.state_dir) {
+            Ok(ledger) => ledger,
+            Err(error) => {
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the agent cannot start");
+                return;
+            }
+        };
+        let session = sessions.open(member.identity.node);
+        let agent = Agent::new(
+            member.identity.node,
+            self.description.clone(),
+            self.drivers.clone(),
+            ledger,
+            self.agent_view.clone(),
+        );
+        let mut states = member.store.watch();
+        let revision = self.revision.clone();
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(leader::run(member.store.clone(), sessions, inbox, self.leader_view.clone()));
+        tasks.spawn(agent.run(session));
+        tasks.spawn(async move {
+            while states.changed().await.is_ok() {
+                revision.send_replace(states.borrow_and_update().revision);
+            }
+        });
+        tracing::info!(cluster = %member.identity.cluster, node = %member.identity.node, "member of a cluster");
+        self.member.send_replace(Some(Arc::new(member)));
+    }
+
+    /// Ends what runs here in order; containers go on.
+    async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+        if let Some(member) = self.member.send_replace(None) {
+            member.store.shutdown().await;
+        }
+    }
+}
