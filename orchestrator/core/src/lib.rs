@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod assignment;
+pub mod forwarding;
 pub mod model;
 pub mod node;
 pub mod state;
