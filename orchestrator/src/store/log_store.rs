@@ -32,7 +32,7 @@ type Fault = StorageError<u64>;
 
 /// What openraft appends to.
 #[derive(Debug)]
-pub struct LogStore {
+pub(crate) struct LogStore {
     image: LogReader,
     writer: Writer,
     /// The newest committed position, written along with the next append: it only saves work after a restart.
@@ -42,11 +42,11 @@ pub struct LogStore {
 
 /// What openraft reads entries from.
 #[derive(Clone, Debug)]
-pub struct LogReader(Arc<Mutex<Image>>);
+pub(crate) struct LogReader(Arc<Mutex<Image>>);
 
 impl LogStore {
     /// Takes the recovered log. `appended` counts the bytes of entries ever appended through this store.
-    pub fn new(image: Image, writer: Writer, appended: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(image: Image, writer: Writer, appended: Arc<AtomicU64>) -> Self {
         let committed = image.pointers().committed;
         LogStore { image: LogReader(Arc::new(Mutex::new(image))), writer, committed, appended }
     }

@@ -11,7 +11,7 @@ const PAGE: u64 = 4096;
 
 /// What bytes are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// Entries and pointers of the raft log.
     Log,
     /// Votes, when they had to be written alone.
@@ -46,21 +46,21 @@ impl Written {
 
 /// The counters behind [`Written`].
 #[derive(Debug, Default)]
-pub struct Meter {
+pub(crate) struct Meter {
     bytes: [AtomicU64; 4],
     writes: AtomicU64,
 }
 
 impl Meter {
     /// Notes a write of `len` bytes at `offset` of a file.
-    pub fn written(&self, purpose: Purpose, offset: u64, len: usize) {
+    pub(crate) fn written(&self, purpose: Purpose, offset: u64, len: usize) {
         let pages = (offset + len as u64).div_ceil(PAGE) - offset / PAGE;
         self.bytes[purpose as usize].fetch_add(pages * PAGE, Relaxed);
         self.writes.fetch_add(1, Relaxed);
     }
 
     /// The counters' present values.
-    pub fn read(&self) -> Written {
+    pub(crate) fn read(&self) -> Written {
         let bytes = |purpose: Purpose| self.bytes[purpose as usize].load(Relaxed);
         Written {
             log: bytes(Purpose::Log),

@@ -15,9 +15,9 @@
 //! 3. The spare is created only after the segment before it was begun durably; there is never more than one.
 //! 4. Old segments are removed from the oldest on, each removal durable before the next, after a durable `Purged`.
 
-pub mod record;
-pub mod segment;
-pub mod writer;
+pub(crate) mod record;
+pub(crate) mod segment;
+pub(crate) mod writer;
 
 use std::{collections::VecDeque, io, sync::Arc};
 
@@ -33,7 +33,7 @@ use super::{
 
 /// Size of a segment file. Two exist at least, so 4 MiB are the least a manager takes on the card and what `cluster init`
 /// writes once (0.4 s on a 10 MB/s card); one holds the largest entry twice, and about 7,000 small ones.
-pub const SEGMENT_BYTES: u32 = 2 * 1024 * 1024;
+pub(crate) const SEGMENT_BYTES: u32 = 2 * 1024 * 1024;
 
 /// A segment being created has this name until it is whole.
 const NEW_SEGMENT: &str = "log-new";
@@ -82,7 +82,7 @@ pub enum LogError {
 
 /// What recovery had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     /// There was no log.
     pub created: bool,
     /// Bytes of torn writes that were cut; none had been acknowledged.
@@ -91,7 +91,7 @@ pub struct Recovery {
 
 /// The open log.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     disk: Arc<dyn Disk>,
     meter: Arc<Meter>,
     owner: u64,
@@ -110,7 +110,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError`]; a damaged or foreign log is left as it is.
-    pub fn open(
+    pub(crate) fn open(
         disk: Arc<dyn Disk>,
         meter: Arc<Meter>,
         owner: u64,
@@ -222,7 +222,7 @@ impl Log {
     }
 
     /// The longest entry, in bytes, that fits any segment.
-    pub fn max_entry(segment_bytes: u32) -> usize {
+    pub(crate) fn max_entry(segment_bytes: u32) -> usize {
         // Room for the start (its numbers take 10 bytes at most each) and the entry's own position.
         segment_bytes as usize - 2 * frame::RECORD_HEADER - 256
     }
@@ -233,7 +233,7 @@ impl Log {
     /// # Errors
     /// What the kernel said to a write or sync; `InvalidInput` for an entry above [`Log::max_entry`], before anything of it
     /// is written.
-    pub fn append(&mut self, records: &[Record]) -> io::Result<()> {
+    pub(crate) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let pointers_only = records.iter().all(|record| matches!(record, Record::Vote(_) | Record::Committed(_)));
         let purpose = if pointers_only { Purpose::Vote } else { Purpose::Log };
         let mut bytes = Vec::new();
@@ -255,7 +255,7 @@ impl Log {
     }
 
     /// Is there a spare segment to go on in when the present one is full?
-    pub fn has_spare(&self) -> bool {
+    pub(crate) fn has_spare(&self) -> bool {
         self.spare
     }
 
@@ -263,7 +263,7 @@ impl Log {
     ///
     /// # Errors
     /// What the kernel said. The log stays usable, and the call may be repeated.
-    pub fn tidy(&mut self) -> io::Result<()> {
+    pub(crate) fn tidy(&mut self) -> io::Result<()> {
         let purged = self.pointers.purged.map(|purged| purged.index);
         // The second segment begins behind an entry; when that one is purged, the first segment holds nothing else.
         while self.segments.get(1).is_some_and(|(_, next)| next.pointers.last.map(|last| last.index) <= purged) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where an entry stands in the replicated log, and which leader put it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Position {
+pub(crate) struct Position {
     /// The leader's term.
     pub term: u64,
     /// The leader's raft id.
@@ -20,7 +20,7 @@ pub struct Position {
 
 /// What this member promised in the newest election it took part in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vote {
+pub(crate) struct Vote {
     /// Term of the election.
     pub term: u64,
     /// Raft id of the candidate.
@@ -31,7 +31,7 @@ pub struct Vote {
 
 /// The log's facts besides its entries. Every segment opens with a copy, so that a segment needs no older one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pointers {
+pub(crate) struct Pointers {
     /// The newest vote.
     pub vote: Option<Vote>,
     /// A lower bound of what is committed.
@@ -44,7 +44,7 @@ pub struct Pointers {
 
 /// First record of every segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentStart {
+pub(crate) struct SegmentStart {
     /// Raft id of the member whose log this is.
     pub owner: u64,
     /// Size of this segment's file in bytes.
@@ -57,7 +57,7 @@ pub struct SegmentStart {
 
 /// One fact, as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
+pub(crate) enum Record {
     /// A segment begins.
     Start(SegmentStart),
     /// An entry behind the last one.
@@ -74,7 +74,7 @@ pub enum Record {
 
 impl Record {
     /// The record's number on disk and its payload.
-    pub fn encode(&self) -> (u8, Vec<u8>) {
+    pub(crate) fn encode(&self) -> (u8, Vec<u8>) {
         match self {
             Record::Start(start) => (1, encode(start)),
             Record::Entry(at, bytes) => {
@@ -90,7 +90,7 @@ impl Record {
     }
 
     /// Reads what [`Record::encode`] wrote; `None` when it is not that.
-    pub fn decode(kind: u8, payload: &[u8]) -> Option<Record> {
+    pub(crate) fn decode(kind: u8, payload: &[u8]) -> Option<Record> {
         match kind {
             1 => decode(payload).map(Record::Start),
             2 => {
@@ -117,30 +117,30 @@ fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Option<T> {
 
 /// A record does not follow from those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfOrder;
+pub(crate) struct OutOfOrder;
 
 /// The log as the records so far describe it.
 #[derive(Clone, Debug, Default)]
-pub struct Image {
+pub(crate) struct Image {
     pointers: Pointers,
     entries: VecDeque<(Position, Arc<[u8]>)>,
 }
 
 impl Image {
     /// The facts besides the entries.
-    pub fn pointers(&self) -> &Pointers {
+    pub(crate) fn pointers(&self) -> &Pointers {
         &self.pointers
     }
 
     /// The entries whose index lies in `from..to`, oldest first.
-    pub fn range(&self, from: u64, to: u64) -> impl Iterator<Item = &(Position, Arc<[u8]>)> {
+    pub(crate) fn range(&self, from: u64, to: u64) -> impl Iterator<Item = &(Position, Arc<[u8]>)> {
         let first = self.entries.front().map_or(0, |(at, _)| at.index);
         let skip = from.saturating_sub(first) as usize;
         self.entries.iter().skip(skip).take_while(move |(at, _)| at.index < to)
     }
 
     /// Bytes of the entries behind `index` (all of them with `None`).
-    pub fn bytes_behind(&self, index: Option<u64>) -> u64 {
+    pub(crate) fn bytes_behind(&self, index: Option<u64>) -> u64 {
         self.range(index.map_or(0, |index| index + 1), u64::MAX).map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
@@ -148,7 +148,7 @@ impl Image {
     ///
     /// # Errors
     /// [`OutOfOrder`] when an entry would leave a hole or a segment starts from something else than where the last one ended.
-    pub fn note(&mut self, record: &Record) -> Result<(), OutOfOrder> {
+    pub(crate) fn note(&mut self, record: &Record) -> Result<(), OutOfOrder> {
         match record {
             Record::Start(start) => {
                 if self.pointers == Pointers::default() {
@@ -187,7 +187,7 @@ impl Image {
 
 impl Pointers {
     /// Takes in the next record.
-    pub fn note(&mut self, record: &Record) {
+    pub(crate) fn note(&mut self, record: &Record) {
         match record {
             Record::Start(_) => {}
             Record::Entry(at, _) => self.last = Some(*at),

@@ -9,12 +9,12 @@ use super::record::{Record, SegmentStart};
 use crate::store::frame::{self, RECORD_VERSION};
 
 /// Name of segment number `seq`; names sort as the numbers do.
-pub fn file_name(seq: u64) -> String {
+pub(crate) fn file_name(seq: u64) -> String {
     format!("log-{seq:016x}")
 }
 
 /// The number of a segment from its file's name.
-pub fn parse_name(name: &str) -> Option<u64> {
+pub(crate) fn parse_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("log-")?;
     let seq = u64::from_str_radix(digits, 16).ok()?;
     (file_name(seq) == name).then_some(seq)
@@ -22,7 +22,7 @@ pub fn parse_name(name: &str) -> Option<u64> {
 
 /// What a segment holds.
 #[derive(Debug, Default)]
-pub struct Scan {
+pub(crate) struct Scan {
     /// The first record, `None` in a segment that was never begun.
     pub start: Option<SegmentStart>,
     /// Offset and content of the records behind it.
@@ -35,7 +35,7 @@ pub struct Scan {
 
 /// Why a segment cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bad {
+pub(crate) enum Bad {
     /// Bytes that had been durable are broken at this offset.
     Damaged(usize),
     /// The checked record at this offset is of a kind or version this program does not know.
@@ -46,7 +46,7 @@ pub enum Bad {
 ///
 /// # Errors
 /// [`Bad`] when records are missing that had been durable, or cannot be understood.
-pub fn scan(bytes: &[u8], seq: u64) -> Result<Scan, Bad> {
+pub(crate) fn scan(bytes: &[u8], seq: u64) -> Result<Scan, Bad> {
     let mut scan = Scan::default();
     while let Some(frame) = frame::record_at(bytes, seq, scan.end) {
         if frame.version != RECORD_VERSION {

@@ -44,7 +44,7 @@ pub enum Health {
 }
 
 /// Called on the writer's thread when a request's records are durable, or never will be.
-pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 struct Request {
     records: Vec<Record>,
@@ -53,7 +53,7 @@ struct Request {
 
 /// Handle of the thread. Dropping it lets the thread finish what was requested, and waits for that.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     requests: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,14 +69,14 @@ impl Writer {
     ///
     /// # Errors
     /// The kernel refused another thread.
-    pub fn spawn(log: Log, health: watch::Sender<Health>) -> io::Result<Writer> {
+    pub(crate) fn spawn(log: Log, health: watch::Sender<Health>) -> io::Result<Writer> {
         let (requests, queue) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || run(log, &queue, &health))?;
         Ok(Writer { requests: Some(requests), thread: Some(thread) })
     }
 
     /// Asks for `records` to be made durable; `done` hears of it.
-    pub fn submit(&self, records: Vec<Record>, done: Done) {
+    pub(crate) fn submit(&self, records: Vec<Record>, done: Done) {
         let requests = self.requests.as_ref().expect("the queue is open until drop");
         if let Err(error) = requests.send(Request { records, done }) {
             (error.0.done)(Err(io::Error::other("the log's writer has stopped")));
