@@ -100,6 +100,11 @@ pub enum Phase {
         /// When.
         at: UnixMillis,
     },
+    /// Nobody watches it any more; how its process ended, or whether it did, is not known.
+    Broken {
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// What health checks say.
@@ -207,7 +212,7 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
         return ops;
     }
     match seen.container.as_ref().map(|container| &container.phase) {
-        Some(Phase::Running { .. } | Phase::Exited { .. }) => {}
+        Some(Phase::Running { .. } | Phase::Exited { .. } | Phase::Broken { .. }) => {}
         Some(Phase::Created) => ops.push(Op::Start),
         None => {
             let image = &task.spec.container.image;
@@ -392,6 +397,7 @@ fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> Tas
             of(TaskState::Failed, now, &message, Some(*pid), None)
         }
         (Phase::Running { pid, since }, _) => of(TaskState::Running, *since, "", Some(*pid), None),
+        (Phase::Broken { why }, _) => of(TaskState::Failed, now, why, None, None),
         (Phase::Exited { code, at, .. }, _) if told_to_end => of(TaskState::Shutdown, *at, "", None, Some(*code)),
         (Phase::Exited { code: 0, at, .. }, _) => of(TaskState::Complete, *at, "", None, Some(0)),
         (Phase::Exited { code, at, oom }, _) => {

@@ -10,13 +10,15 @@
 //! ```
 //! Every event (a container ended, a link changed, a chain is done, time is up) only means "look again".
 
+mod drivers;
 mod execute;
 mod ledger;
 mod memory;
 mod observe;
 mod volumes;
 
-pub use execute::Drivers;
+pub use drivers::Drivers;
+pub use execute::task_name;
 pub use ledger::{Ledger, LedgerError};
 pub use volumes::{VolumeError, Volumes};
 
@@ -25,7 +27,7 @@ use crate::{
     leader::{Message, Session},
 };
 use execute::Chain;
-use memory::Memory;
+pub(crate) use memory::Memory;
 use orchestrator_core::{
     assignment::Assignment,
     model::{Desired, NodeDescription, NodeId, Report},
@@ -174,7 +176,7 @@ impl Agent {
 
         let now = clock::now();
         let mut forwarding_failed = false;
-        let table = observe::table(&node::exposed(assignment, &look.observed));
+        let table = node::forwarding(assignment, &look.observed);
         if let Err(error) = self.drivers.forward(table, &mut look).await {
             tracing::warn!(error = format!("{error:#}"), "forwarding could not be brought up to date");
             forwarding_failed = true;

@@ -2,13 +2,16 @@
 //! read it from the kernel.
 
 use super::Drivers;
-use crate::network::ports;
+use crate::{
+    network::ports,
+    runtime::{ContainerState, ContainerStatus, HealthStatus},
+};
 use anyhow::Context;
 use orchestrator_core::{
     assignment::Assignment,
     forwarding::Table,
     model::{HeldPort, Protocol, TaskId},
-    node::{Attached, Observed, TaskObserved},
+    node::{Attached, Container, Health, Observed, Phase, TaskObserved},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,12 +46,11 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
     .await?;
     let (table, held_ports) = (table?, held_ports?);
     let mounted = drivers.images.mounted().await.context("looking at mounts")?;
+    let layers = drivers.images.tasks().await.context("looking at writable layers")?;
 
     let mut tasks: BTreeMap<TaskId, TaskObserved> = BTreeMap::new();
-    for (task, container) in containers {
-        let seen = tasks.entry(task).or_default();
-        seen.traces = true;
-        seen.container = container.state;
+    for (task, status) in containers {
+        tasks.entry(task).or_default().container = Some(container(status));
     }
     for (key, link) in &links.attached {
         if let Ok(task) = key.parse() {
@@ -56,15 +58,19 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
             tasks.entry(task).or_default().attached = Some(attached);
         }
     }
-    for key in mounted {
-        if let Ok(task) = key.parse() {
+    for root in mounted {
+        if let Ok(task) = root.task.parse() {
             tasks.entry(task).or_default().mounted = true;
         }
+    }
+    let logs = drivers.runtime.traces().await.context("looking at logs")?;
+    for task in layers.iter().filter_map(|key| key.parse().ok()).chain(logs) {
+        tasks.entry(task).or_default().traces = true;
     }
     let wanted_images = assignment.tasks.values().map(|task| &task.spec.container.image).collect::<BTreeSet<_>>();
     let mut images = BTreeSet::new();
     for image in wanted_images {
-        if drivers.images.get(image.as_str()).await.context("looking at images")?.is_some() {
+        if drivers.image(image.as_str()).is_some() {
             images.insert(image.clone());
         }
     }
@@ -106,4 +112,22 @@ fn held(wanted: &BTreeSet<(Protocol, u16)>, own: &[IpAddr]) -> anyhow::Result<Ve
     out.sort();
     out.dedup_by_key(|held| (held.protocol, held.port));
     Ok(out)
+}
+
+/// The runtime's words in those of the decision.
+fn container(status: ContainerStatus) -> Container {
+    let phase = match status.state {
+        ContainerState::Creating | ContainerState::Created { .. } => Phase::Created,
+        ContainerState::Running { pid, started_at } => Phase::Running { pid, since: started_at },
+        ContainerState::Exited { code, oom, finished_at, .. } => Phase::Exited { code, oom, at: finished_at },
+        ContainerState::Broken { why, .. } => Phase::Broken { why },
+    };
+    let health = status.health.map(|health| match health.status {
+        HealthStatus::Starting => Health::Starting,
+        HealthStatus::Healthy => Health::Healthy,
+        HealthStatus::Unhealthy => {
+            Health::Unhealthy(health.log.last().map_or_else(String::new, |last| last.output.clone()))
+        }
+    });
+    Container { phase, health }
 }

@@ -1,0 +1,232 @@
+//! Images of this node for the API: the image store's words in the API's.
+
+use super::failure;
+use crate::{
+    api::node::{
+        BoxStream, Credentials, Event, Failure, Image, ImagePruned, ImageRemoved, Progress, PullRequest, Resolved,
+    },
+    clock,
+    daemon::Daemon,
+    image::{self, Error, Images, Phase, Policy, Reference, Removed},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use orchestrator_core::model::Platform;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::mpsc;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+
+/// Progress events that wait for a slow client; further ones are dropped, as the next one says more.
+const PROGRESS: usize = 256;
+
+impl Daemon {
+    pub(super) fn list_images(&self) -> Vec<Image> {
+        self.drivers.images.list().iter().map(|image| to_api(&self.drivers.images, image)).collect()
+    }
+
+    pub(super) fn one_image(&self, name: &str) -> Result<Image, Failure> {
+        let image = self.drivers.images.get(name).map_err(of_image)?;
+        Ok(to_api(&self.drivers.images, &image))
+    }
+
+    pub(super) fn pull(&self, request: PullRequest) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
+        let reference = reference(&request.name)?;
+        let platform = request.platform.map(|platform| image::Platform {
+            os: platform.os,
+            architecture: platform.arch,
+            variant: Some(platform.variant).filter(|variant| !variant.is_empty()),
+        });
+        let (images, events) = (self.drivers.images.clone(), self.events.clone());
+        Ok(with_progress(move |progress, say| async move {
+            let credentials = request.credentials.as_ref().and_then(credentials);
+            let before = images.get(&reference.to_string()).ok().map(|image| image.id);
+            let pulled = images
+                .pull(&reference, credentials.as_ref(), platform.as_ref(), Policy::Always, &progress)
+                .await
+                .map_err(of_image)?;
+            say(format!("Digest: {}", pulled.manifest_digest));
+            let newer = before != Some(pulled.id);
+            let name = reference.familiar();
+            say(if newer {
+                format!("Status: Downloaded newer image for {name}")
+            } else {
+                format!("Status: Image is up to date for {name}")
+            });
+            tell(&events, "pull", &name, &pulled.id.to_string());
+            Ok(())
+        }))
+    }
+
+    pub(super) fn push(
+        &self,
+        name: &str,
+        given: Option<Credentials>,
+    ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
+        let reference = reference(name)?;
+        let (images, events) = (self.drivers.images.clone(), self.events.clone());
+        Ok(with_progress(move |progress, say| async move {
+            let credentials = given.as_ref().and_then(credentials);
+            let pushed = images.push(&reference, credentials.as_ref(), &progress).await.map_err(of_image)?;
+            say(format!("{}: digest: {}", reference.familiar(), pushed.manifest_digest));
+            tell(&events, "push", &reference.familiar(), &pushed.id.to_string());
+            Ok(())
+        }))
+    }
+
+    pub(super) fn load(
+        &self,
+        archive: BoxStream<std::io::Result<Bytes>>,
+    ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
+        let (images, events) = (self.drivers.images.clone(), self.events.clone());
+        Ok(with_progress(move |progress, say| async move {
+            let reader = SyncIoBridge::new(StreamReader::new(archive));
+            for loaded in images.load(reader, &progress).await.map_err(of_image)? {
+                let name = loaded.names.first().map(Reference::familiar);
+                match &name {
+                    Some(name) => say(format!("Loaded image: {name}")),
+                    None => say(format!("Loaded image ID: {}", loaded.image.id)),
+                }
+                tell(&events, "load", name.as_deref().unwrap_or_default(), &loaded.image.id.to_string());
+            }
+            Ok(())
+        }))
+    }
+
+    pub(super) async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageRemoved>, Failure> {
+        let removed = self.drivers.images.remove(name, force).await.map_err(of_image)?;
+        tell(&self.events, "delete", name, name);
+        Ok(list_removed(removed))
+    }
+
+    pub(super) async fn prune_images(&self, all: bool) -> Result<ImagePruned, Failure> {
+        let removed = self.drivers.images.prune(all).await.map_err(of_image)?;
+        Ok(ImagePruned { reclaimed_bytes: removed.reclaimed, removed: list_removed(removed) })
+    }
+
+    pub(super) async fn tag_image(&self, name: &str, new_name: &str) -> Result<(), Failure> {
+        let tagged = self.drivers.images.tag(name, &reference(new_name)?).await.map_err(of_image)?;
+        tell(&self.events, "tag", new_name, &tagged.id.to_string());
+        Ok(())
+    }
+
+    pub(super) async fn resolve_image(&self, name: &str, given: Option<Credentials>) -> Result<Resolved, Failure> {
+        let credentials = given.as_ref().and_then(credentials);
+        let resolved =
+            self.drivers.images.resolve(&reference(name)?, credentials.as_ref()).await.map_err(of_image)?;
+        Ok(Resolved {
+            digest: resolved.digest.to_string(),
+            media_type: resolved.media_type,
+            size_bytes: resolved.size,
+            platforms: resolved.platforms.into_iter().map(platform).collect(),
+        })
+    }
+}
+
+/// Runs `work` beside the returned stream, which tells its progress and, if it fails, why. Dropping the stream stops it.
+fn with_progress<F, W>(work: F) -> BoxStream<Result<Progress, Failure>>
+where
+    F: FnOnce(image::Progress, Box<dyn Fn(String) + Send>) -> W + Send + 'static,
+    W: Future<Output = Result<(), Failure>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(PROGRESS);
+    let (layers, words, last) = (sender.clone(), sender.clone(), sender);
+    let progress: image::Progress = Arc::new(move |event: image::Event| {
+        // A full queue loses a step and not the outcome: `last` waits for room.
+        let _full = layers.try_send(Ok(step(&event)));
+    });
+    let say = Box::new(move |status| {
+        let _full = words.try_send(Ok(Progress { id: None, status, current: 0, total: 0 }));
+    });
+    let task = tokio::spawn(async move {
+        if let Err(failure) = work(progress, say).await {
+            let _gone = last.send(Err(failure)).await;
+        }
+    });
+    let guard = AbortOnDrop(task.abort_handle());
+    let stream = futures_util::stream::unfold((receiver, guard), |(mut receiver, guard)| async move {
+        receiver.recv().await.map(|item| (item, (receiver, guard)))
+    });
+    stream.boxed()
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Docker's words for the steps of a layer.
+fn step(event: &image::Event) -> Progress {
+    let status = match event.phase {
+        Phase::Downloading => "Downloading",
+        Phase::Unpacking => "Extracting",
+        Phase::Done => "Pull complete",
+        Phase::Exists => "Already exists",
+        Phase::Uploading => "Pushing",
+    };
+    let id = event.layer.hex().get(..12).map(str::to_owned);
+    Progress { id, status: status.into(), current: event.current, total: event.total }
+}
+
+fn reference(name: &str) -> Result<Reference, Failure> {
+    name.parse::<Reference>().map_err(|error| Failure::Invalid(error.to_string()))
+}
+
+fn credentials(given: &Credentials) -> Option<image::Credentials> {
+    if !given.registrytoken.is_empty() {
+        return Some(image::Credentials::Bearer(given.registrytoken.clone()));
+    }
+    (!given.username.is_empty())
+        .then(|| image::Credentials::Basic { username: given.username.clone(), password: given.password.clone() })
+}
+
+fn platform(from: image::Platform) -> Platform {
+    Platform { os: from.os, arch: from.architecture, variant: from.variant.unwrap_or_default() }
+}
+
+fn to_api(images: &Images, image: &image::Image) -> Image {
+    let created = image.config.created.as_deref().and_then(crate::api::time::parse).unwrap_or(0);
+    Image {
+        id: image.id.to_string(),
+        tags: image.tags.iter().map(Reference::familiar).collect(),
+        digests: image.digests.iter().map(Reference::familiar).collect(),
+        created,
+        size_bytes: image.size,
+        platform: platform(image.config.platform()),
+        containers: u32::try_from(images.users(image.id).len()).unwrap_or(u32::MAX),
+        config: serde_json::to_value(&image.config).unwrap_or_default(),
+    }
+}
+
+fn list_removed(removed: Removed) -> Vec<ImageRemoved> {
+    let untagged = removed.untagged.into_iter().map(ImageRemoved::Untagged);
+    untagged.chain(removed.deleted.iter().map(|id| ImageRemoved::Deleted(id.to_string()))).collect()
+}
+
+fn tell(events: &tokio::sync::broadcast::Sender<Event>, action: &str, name: &str, id: &str) {
+    let event = Event {
+        at: clock::now().0 * 1_000_000,
+        kind: "image",
+        action: action.into(),
+        scope: "local",
+        id: if name.is_empty() { id.into() } else { name.into() },
+        attributes: BTreeMap::from([("name".to_owned(), name.to_owned())]),
+    };
+    // Nobody listening is the usual case.
+    let _nobody = events.send(event);
+}
+
+/// What the caller of the API can do about an image error.
+fn of_image(error: Error) -> Failure {
+    let text = failure::text(&error);
+    match error {
+        Error::NoSuchImage { .. } => Failure::NotFound(text),
+        Error::InUse { .. } | Error::SeveralNames { .. } => Failure::Conflict(text),
+        Error::InvalidReference(_) | Error::AmbiguousId { .. } | Error::InvalidArchive { .. } => Failure::Invalid(text),
+        Error::Unauthorized { .. } => Failure::Denied(text),
+        Error::Unreachable { .. } => Failure::Unavailable(text),
+        other => Failure::Internal { what: "image".into(), cause: Box::new(other) },
+    }
+}
