@@ -38,11 +38,7 @@ pub enum State {
 
 /// The facts of the calling thread's network namespace. Blocks, but not for long; changes nothing that stays.
 pub(super) fn kernel_facts(bridge: &str) -> Vec<Fact> {
-    vec![
-        nat(),
-        ipv6(),
-        foreign_firewall(bridge),
-    ]
+    vec![nat(), ipv6(), foreign_firewall(bridge)]
 }
 
 /// Whether the containers' subnet is free on this node.
@@ -53,10 +49,7 @@ pub(super) fn subnet_fact(checked: Result<()>) -> Fact {
             found: format!("{what} is in use by {holder}"),
             remedy: "choose another container subnet in the node's configuration".to_owned(),
         },
-        Err(error) => State::Missing {
-            found: full(&error),
-            remedy: "run edged as root with CAP_NET_ADMIN".to_owned(),
-        },
+        Err(error) => State::Missing { found: full(&error), remedy: "run edged as root with CAP_NET_ADMIN".to_owned() },
     };
     Fact { name: "container subnet", state }
 }

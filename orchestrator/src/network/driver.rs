@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::{
     NetworkError, Result, Subnet4, Subnet6,
+    dns::{self, ResolverConfig},
     doctor::{self, Fact},
     link::{Kind, Link, Netlink, VethPair, without_link_local},
     masquerade, netns,
@@ -131,6 +132,17 @@ impl Network {
     pub fn gateways(&self) -> Vec<IpAddr> {
         let v6 = sysctl::has_ipv6().then(|| self.config.subnet6.gateway().into());
         [self.config.subnet4.gateway().into()].into_iter().chain(v6).collect()
+    }
+
+    /// What the node's resolver needs to serve the containers of this network.
+    pub fn resolver_config(&self, resolv_conf: impl Into<PathBuf>) -> ResolverConfig {
+        ResolverConfig {
+            listen: self.gateways(),
+            port: dns::PORT,
+            subnet4: self.config.subnet4,
+            subnet6: self.config.subnet6,
+            resolv_conf: resolv_conf.into(),
+        }
     }
 
     /// The folder in which namespaces are mounted.
@@ -346,8 +358,7 @@ impl Network {
             address.interface != self.config.bridge
                 && match address.address {
                     IpAddr::V4(v4) => {
-                        self.config.subnet4.contains(v4)
-                            || in_prefix(self.config.subnet4.network(), v4, address.prefix)
+                        self.config.subnet4.contains(v4) || in_prefix(self.config.subnet4.network(), v4, address.prefix)
                     }
                     IpAddr::V6(v6) => self.config.subnet6.contains(v6),
                 }
@@ -516,9 +527,8 @@ fn host_name(task: &str) -> String {
 }
 
 fn is_host_name(name: &str) -> bool {
-    name.strip_prefix("ve").is_some_and(|rest| {
-        rest.len() == 12 && rest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    })
+    name.strip_prefix("ve")
+        .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 fn check_key(what: &'static str, key: &str) -> Result<()> {
@@ -537,7 +547,11 @@ fn check_interface_name(name: &str) -> Result<()> {
     let bad = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace();
     if name.is_empty() || name.len() > MAX_INTERFACE_NAME || name == "." || name == ".." || name.bytes().any(bad) {
         let value = name.to_owned();
-        return Err(NetworkError::Invalid { what: "interface name", value, why: "1 to 15 characters, no `/`, `:` or space" });
+        return Err(NetworkError::Invalid {
+            what: "interface name",
+            value,
+            why: "1 to 15 characters, no `/`, `:` or space",
+        });
     }
     Ok(())
 }

@@ -53,7 +53,10 @@ pub(super) fn remove() -> Result<()> {
     match transaction.commit() {
         // A kernel without nf_tables has no table either.
         Err(error) if is_unsupported(&error) => Ok(()),
-        other => other.map_err(|error| NetworkError::Netlink { tried: format!("delete the nf_tables table {TABLE}"), source: error }),
+        other => other.map_err(|error| NetworkError::Netlink {
+            tried: format!("delete the nf_tables table {TABLE}"),
+            source: error,
+        }),
     }
 }
 

@@ -127,8 +127,7 @@ fn create(path: &Path) -> Result<()> {
 
 fn enter_new_namespace() -> Result<()> {
     // SAFETY: only the FILES flag would break the sharing of file descriptors, and it is not set.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
-        .map_err(|error| NetworkError::io("make a network namespace", error))
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|error| NetworkError::io("make a network namespace", error))
 }
 
 fn is_mounted(path: &Path) -> Result<bool> {
@@ -192,7 +191,9 @@ async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
             let _ = sender.send(work());
         })
         .map_err(|error| NetworkError::io("start a thread for a network namespace", error))?;
-    receiver.await.map_err(|_| NetworkError::io("finish work in a network namespace", io::Error::other("it panicked")))?
+    receiver
+        .await
+        .map_err(|_| NetworkError::io("finish work in a network namespace", io::Error::other("it panicked")))?
 }
 
 #[cfg(test)]

@@ -9,9 +9,7 @@ use std::{io, time::Duration};
 
 use rustix::{
     fd::OwnedFd,
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, sockopt, socket_with,
-    },
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt},
 };
 
 /// `NFPROTO_INET`: a table for both families.
@@ -135,11 +133,8 @@ pub(super) mod expression {
     /// The rule is for packets whose network header has `network` under `mask` at `offset`.
     pub(in super::super) fn header_matches(offset: u32, network: &[u8], mask: &[u8]) -> Vec<Attributes> {
         let length = network.len() as u32;
-        let load = Attributes::default()
-            .number(1, REGISTER)
-            .number(2, NETWORK_HEADER)
-            .number(3, offset)
-            .number(4, length);
+        let load =
+            Attributes::default().number(1, REGISTER).number(2, NETWORK_HEADER).number(3, offset).number(4, length);
         let zero = vec![0; mask.len()];
         let bitwise = Attributes::default()
             .number(1, REGISTER)
@@ -278,10 +273,9 @@ pub(super) fn dump(message: u16, family: u8, filter: &Attributes) -> io::Result<
                     Err(error) => return Err(error),
                     Ok(()) => return Ok(objects),
                 },
-                _ if payload.len() >= NFGENMSG => objects.push(Object {
-                    family: payload[0],
-                    attributes: parse_attributes(&payload[NFGENMSG..]),
-                }),
+                _ if payload.len() >= NFGENMSG => {
+                    objects.push(Object { family: payload[0], attributes: parse_attributes(&payload[NFGENMSG..]) })
+                }
                 _ => {}
             }
         }
@@ -309,15 +303,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-fn frame(
-    out: &mut Vec<u8>,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    family: u8,
-    resource: u16,
-    attributes: &Attributes,
-) {
+fn frame(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, attributes: &Attributes) {
     let length = (HEADER + NFGENMSG + attributes.0.len()) as u32;
     out.extend_from_slice(&length.to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());

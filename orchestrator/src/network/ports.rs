@@ -57,8 +57,7 @@ pub struct Holder {
 /// When the tables cannot be read.
 pub fn held_ports() -> Result<Vec<HeldPort>> {
     let mut held = Vec::new();
-    let tables =
-        [("tcp", Protocol::Tcp), ("tcp6", Protocol::Tcp), ("udp", Protocol::Udp), ("udp6", Protocol::Udp)];
+    let tables = [("tcp", Protocol::Tcp), ("tcp6", Protocol::Tcp), ("udp", Protocol::Udp), ("udp6", Protocol::Udp)];
     for (name, protocol) in tables {
         let path = Path::new("/proc/thread-self/net").join(name);
         match fs::read_to_string(&path) {
@@ -147,7 +146,8 @@ mod tests {
 
     #[test]
     fn listening_and_bound_sockets_are_told_from_connections() {
-        let listening = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0";
+        let listening =
+            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0";
         let held = parse(Protocol::Tcp, listening).unwrap();
         assert_eq!((held.port, held.inode), (8080, 4711));
         if cfg!(target_endian = "little") {
@@ -160,7 +160,9 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_skipped() {
-        for line in ["", "0:", "0: 0100007F 0 0A 0 0 0 0 0 1", "0: ZZ:1F90 0 0A 0 0 0 0 0 1", "0: 00:1F90 0 0A 0 0 0 0 0 1"] {
+        for line in
+            ["", "0:", "0: 0100007F 0 0A 0 0 0 0 0 1", "0: ZZ:1F90 0 0A 0 0 0 0 0 1", "0: 00:1F90 0 0A 0 0 0 0 0 1"]
+        {
             assert_eq!(parse(Protocol::Tcp, line), None, "{line:?}");
         }
     }

@@ -239,7 +239,10 @@ mod tests {
     #[test]
     fn bad_subnets_are_refused_with_what_is_wrong() {
         let message = |text: &str| text.parse::<Subnet4>().unwrap_err().to_string();
-        assert_eq!(message("10.0.0.0"), "invalid subnet \"10.0.0.0\": expected an address, a slash and a prefix length");
+        assert_eq!(
+            message("10.0.0.0"),
+            "invalid subnet \"10.0.0.0\": expected an address, a slash and a prefix length"
+        );
         assert_eq!(message("10.0.0.0/8"), "invalid subnet 10.0.0.0/8: the prefix length must be 16 to 29");
         assert_eq!(
             message("10.0.0.1/24"),

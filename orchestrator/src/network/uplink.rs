@@ -9,10 +9,7 @@ use futures_util::StreamExt;
 use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 
-use super::{
-    NetworkError, Result,
-    link::Netlink,
-};
+use super::{NetworkError, Result, link::Netlink};
 
 /// The ways out of the node, and where it can be reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,12 +85,16 @@ pub(super) async fn look(netlink: &Netlink, bridge: &str) -> Result<Uplinks> {
     }
     if uplinks.is_empty() {
         for address in addresses.iter().filter(|address| !address.node_local) {
-            let Some(link) = links.get(&address.ifindex).filter(|link| link.up)
-            else {
+            let Some(link) = links.get(&address.ifindex).filter(|link| link.up) else {
                 continue;
             };
             if seen.insert(link.index) {
-                uplinks.push(Uplink { interface: link.name.clone(), ifindex: link.index, mtu: link.mtu, gateway: None });
+                uplinks.push(Uplink {
+                    interface: link.name.clone(),
+                    ifindex: link.index,
+                    mtu: link.mtu,
+                    gateway: None,
+                });
             }
         }
     }

@@ -73,6 +73,11 @@ fn attaching_again_changes_nothing() {
     as_node(|node| async move {
         let network = node.network().await;
         let first = attach(&network, "a", 2).await;
+        // The kernel reports carriers a moment after they are there.
+        let begun = std::time::Instant::now();
+        while ip("-o link").contains("NO-CARRIER") {
+            assert!(begun.elapsed() < DEADLINE, "{}", ip("-o link"));
+        }
         let inside = || ["-o link", "-o addr", "route", "-6 route"].map(|what| ip_in(&first.netns, what));
         let before = (ip("-o link"), ip("-o addr show dev edge0"), inside());
         network.ensure_base().await.unwrap();
@@ -315,7 +320,9 @@ fn uplinks_and_addresses_are_found_and_changes_are_noticed() {
         assert_eq!(outward, [NODE_V4, NODE_V6]);
 
         let mut changes = network.changes();
-        for change in ["addr add 192.0.2.7/24 dev up0", "link set up0 mtu 1400", "route add 198.51.100.0/24 via 192.0.2.254"] {
+        for change in
+            ["addr add 192.0.2.7/24 dev up0", "link set up0 mtu 1400", "route add 198.51.100.0/24 via 192.0.2.254"]
+        {
             // Notices of what was done before may still be on their way; each is a reason to look again, so one that
             // comes after the change was made is awaited until the look shows it.
             changes.mark_unchanged();

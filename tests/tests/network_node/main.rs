@@ -2,4 +2,5 @@
 //! with it, beside an "outside" namespace at the other end of its uplink. Nothing of the machine is touched.
 
 mod attachments;
+mod names;
 mod support;

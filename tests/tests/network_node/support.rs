@@ -134,10 +134,9 @@ pub(crate) fn link_names() -> Vec<String> {
 /// that the listener saw.
 pub(crate) async fn converse(from: &Path, to: &Path, address: IpAddr) -> Result<IpAddr, NetworkError> {
     let failed = |tried: &str, source| NetworkError::Io { tried: tried.to_owned(), source };
-    let listener = netns::run(to, move || {
-        TcpListener::bind(SocketAddr::new(address, 0)).map_err(|error| failed("listen", error))
-    })
-    .await?;
+    let listener =
+        netns::run(to, move || TcpListener::bind(SocketAddr::new(address, 0)).map_err(|error| failed("listen", error)))
+            .await?;
     let target = listener.local_addr().unwrap();
     let server = std::thread::spawn(move || {
         listener.set_nonblocking(true).unwrap();
@@ -158,11 +157,13 @@ pub(crate) async fn converse(from: &Path, to: &Path, address: IpAddr) -> Result<
         Some(peer.ip())
     });
     netns::run(from, move || {
-        let mut stream =
-            TcpStream::connect_timeout(&target, DEADLINE).map_err(|error| failed("connect", error))?;
+        let mut stream = TcpStream::connect_timeout(&target, DEADLINE).map_err(|error| failed("connect", error))?;
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut echo = [0; 5];
-        stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut echo)).map_err(|error| failed("talk", error))?;
+        stream
+            .write_all(b"hello")
+            .and_then(|()| stream.read_exact(&mut echo))
+            .map_err(|error| failed("talk", error))?;
         assert_eq!(&echo, b"hello");
         Ok(())
     })
