@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod config;
 pub mod dataplane;
+pub mod image;
 pub mod network;
 pub mod store;
 pub mod telemetry;
