@@ -1,7 +1,17 @@
-//! What one node should have, numbered so that the past is refused. The leader makes it, the node keeps the last one.
+//! What one node should have, numbered so that the past is refused. The leader makes it from the state and from what it
+//! knows of the other nodes ([`assign`]); the node keeps the last one.
 
-use crate::model::{Desired, NodeId, PortSpec, ServiceId, Slot, TaskId, TaskSpec};
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use crate::{
+    model::{
+        Desired, Live, NodeId, PortSpec, Service, ServiceId, ServiceSpec, Slot, Task, TaskId, TaskSpec, TaskState,
+    },
+    state::State,
+};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::{String, ToString},
+    vec::Vec,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything one node should have.
@@ -11,12 +21,15 @@ pub struct Assignment {
     pub node: NodeId,
     /// Term of the leader that made it.
     pub term: u64,
-    /// Revision of the state it was made from. A node takes only assignments with a higher (term, revision).
+    /// Revision of the state it was made from.
     pub revision: u64,
-    /// Tasks of this node.
+    /// Edition of the leader's live knowledge ([`Live::edition`]) it was made from; counts within a term.
+    pub edition: u64,
+    /// Tasks of this node that have not ended, as far as the leader knows. One that ended stays here until its node has
+    /// reported the end and the end is replicated.
     pub tasks: BTreeMap<TaskId, AssignedTask>,
-    /// Ended tasks of this node whose traces are kept.
-    pub history: alloc::collections::BTreeSet<TaskId>,
+    /// Ended tasks of this node whose traces (logs, exit code) are kept. What is neither here nor in `tasks` is deleted.
+    pub history: BTreeSet<TaskId>,
     /// Services that this node forwards to and resolves the names of.
     pub services: BTreeMap<ServiceId, AssignedService>,
 }
@@ -32,7 +45,8 @@ pub struct AssignedTask {
     pub slot: Slot,
     /// What to run.
     pub spec: TaskSpec,
-    /// Run or end.
+    /// Run; or end, then report the end ([`Desired::Shutdown`]); or end, delete every trace, then report it no more
+    /// ([`Desired::Remove`]).
     pub desired: Desired,
     /// Host part of its address on the node-local network.
     pub index: u16,
@@ -60,6 +74,112 @@ pub struct AssignedBackend {
     pub index: u16,
     /// Its ports, with the cluster-wide number of each: (protocol and target port come from here, since versions differ).
     pub slots: Vec<(PortSpec, u16)>,
-    /// Whether new connections may go to it; if not, old ones may finish.
+    /// Whether new connections may go to it; if not, old ones may finish. A node also waits until its own tasks are up:
+    /// it knows that before the leader does.
     pub active: bool,
+}
+
+impl Assignment {
+    /// Whether a node that holds `other` should take this one: the newer term, then state, then live knowledge.
+    #[must_use]
+    pub fn supersedes(&self, other: &Assignment) -> bool {
+        self.number() > other.number()
+    }
+
+    /// Whether both ask for the same, whatever their numbers. The leader need not send what says nothing new, unless the
+    /// node's report is to confirm the newer revision.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Assignment) -> bool {
+        (&self.node, &self.tasks, &self.history, &self.services)
+            == (&other.node, &other.tasks, &other.history, &other.services)
+    }
+
+    fn number(&self) -> (u64, u64, u64) {
+        (self.term, self.revision, self.edition)
+    }
+}
+
+/// Everything that `node` should have.
+#[must_use]
+pub fn assign(state: &State, live: &Live, node: NodeId, term: u64) -> Assignment {
+    let mut assignment = Assignment {
+        node,
+        term,
+        revision: state.revision,
+        edition: live.edition,
+        tasks: BTreeMap::new(),
+        history: BTreeSet::new(),
+        services: services(state),
+    };
+    for (id, task) in &state.tasks {
+        let Some(placed) = &task.placed else { continue };
+        let (Some(service), Some(version)) = (state.services.get(&task.service), state.spec_of(task)) else { continue };
+        if placed.node == node {
+            if task.outcome.is_none() {
+                assignment.tasks.insert(*id, assigned_task(service, task, &version.spec, placed.index));
+            } else if task.desired != Desired::Remove {
+                assignment.history.insert(*id);
+            }
+        }
+        if task.outcome.is_none()
+            && let Some(service_of_task) = assignment.services.get_mut(&task.service)
+        {
+            let ports = published_ports(service, &version.spec);
+            service_of_task.backends.push(AssignedBackend {
+                task: *id,
+                node: placed.node,
+                index: placed.index,
+                slots: ports.into_iter().zip(placed.backends.iter().copied()).collect(),
+                active: task.desired == Desired::Run && (placed.node == node || may_serve(live, placed.node, *id)),
+            });
+        }
+    }
+    assignment
+}
+
+/// The ports of `spec` with a number for each that the cluster chose (0 if it has not yet). Ports that say the same take the
+/// chosen numbers in order.
+#[must_use]
+pub fn published_ports(service: &Service, spec: &ServiceSpec) -> Vec<PortSpec> {
+    let like = |a: &PortSpec, b: &PortSpec| (a.protocol, a.target, a.mode) == (b.protocol, b.target, b.mode);
+    let current: &[PortSpec] = &service.ports;
+    let mut chosen: Vec<&PortSpec> = current
+        .iter()
+        .filter(|port| !spec.endpoint.ports.iter().any(|own| own.published == port.published && like(own, port)))
+        .collect();
+    let resolve = |port: &PortSpec| {
+        if port.published != 0 {
+            return *port;
+        }
+        let found = chosen.iter().position(|known| like(known, port));
+        found.map_or(*port, |at| *chosen.remove(at))
+    };
+    spec.endpoint.ports.iter().map(resolve).collect()
+}
+
+fn services(state: &State) -> BTreeMap<ServiceId, AssignedService> {
+    let present = state.services.iter().filter(|(_, service)| !service.removed);
+    let assigned = |(id, service): (&ServiceId, &crate::state::Stored<Service>)| {
+        let ports = service.ports.iter().filter(|port| port.published != 0).copied().collect();
+        (*id, AssignedService { name: service.name.to_string(), ports, backends: Vec::new() })
+    };
+    present.map(assigned).collect()
+}
+
+fn assigned_task(service: &Service, task: &Task, spec: &ServiceSpec, index: u16) -> AssignedTask {
+    AssignedTask {
+        service: service.id,
+        service_name: service.name.to_string(),
+        slot: task.slot,
+        spec: spec.task.clone(),
+        desired: task.desired,
+        index,
+    }
+}
+
+/// Whether a task of another node is up. A node that this leader has not heard yet gets the benefit of the doubt: after an
+/// election traffic goes on as before, and if the node stays silent the planner replaces its tasks.
+fn may_serve(live: &Live, node: NodeId, task: TaskId) -> bool {
+    let Some(known) = live.nodes.get(&node) else { return true };
+    known.ready && known.report.tasks.get(&task).is_some_and(|report| report.state == TaskState::Running)
 }

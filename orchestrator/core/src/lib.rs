@@ -11,7 +11,12 @@ extern crate alloc;
 extern crate std;
 
 pub mod assignment;
+pub mod check;
+pub mod find;
 pub mod forwarding;
+pub mod intent;
 pub mod model;
 pub mod node;
+pub mod plan;
 pub mod state;
+pub mod wire;

@@ -11,6 +11,9 @@ pub struct Live {
     pub nodes: BTreeMap<NodeId, NodeLive>,
     /// Nodes that have not reported are down from this time on: the election plus one grace period.
     pub down_after: UnixMillis,
+    /// Raised by the leader whenever a report or a lost session changes something here: tells two assignments that were
+    /// made from one revision of the state apart.
+    pub edition: u64,
 }
 
 /// What is known of one node.

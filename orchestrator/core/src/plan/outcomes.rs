@@ -1,0 +1,108 @@
+//! Takes over what nodes reported: ends of tasks, and nodes that are down, drained or gone.
+
+use super::{
+    place::broken_constraint,
+    work::{Life, Work},
+};
+use crate::model::{
+    Availability, Desired, End, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState, UnixMillis,
+};
+use alloc::vec::Vec;
+
+/// A node that is down for this long will not tell any more how its tasks ended (SwarmKit `defaultOrphanTimeout`, 24 h).
+const ORPHANED_AFTER: Millis = Millis::from_secs(24 * 60 * 60);
+
+/// Writes the ends of tasks into the state.
+pub(super) fn record(work: &mut Work<'_>) {
+    let open: Vec<TaskId> =
+        work.state.tasks.iter().filter(|(_, task)| task.outcome.is_none()).map(|(id, _)| *id).collect();
+    for id in open {
+        let Some(outcome) = end_of(work, id) else { continue };
+        work.change_task(id, |task| task.outcome = Some(outcome));
+    }
+}
+
+fn end_of(work: &mut Work<'_>, id: TaskId) -> Option<Outcome> {
+    let stored = work.task(id).clone();
+    let node = stored.placed.as_ref()?.node;
+    let now = work.now.max(stored.created_at);
+    let ended = |end: End, message: &str| Some(Outcome { end, at: now, exit_code: None, message: message.into() });
+    let ending = stored.desired != Desired::Run;
+    match work.life(node) {
+        Life::Gone => ended(End::Orphaned, "its node left the cluster"),
+        Life::Down(since) if ending => {
+            if work.passed(since, ORPHANED_AFTER) {
+                ended(End::Orphaned, "its node is down for a day")
+            } else {
+                None
+            }
+        }
+        Life::Down(_) | Life::Unknown => None,
+        Life::Up => match work.report(id) {
+            // It leaves no trace; that it is gone shows when its node no longer reports it.
+            Some(_) if stored.desired == Desired::Remove => None,
+            Some(report) => outcome(&stored, report, work.now),
+            None if stored.desired == Desired::Shutdown && answers(work, node, stored.revision) => {
+                ended(End::Shutdown, "")
+            }
+            None => None,
+        },
+    }
+}
+
+/// Whether the node's last report was made knowing this revision.
+pub(super) fn answers(work: &Work<'_>, node: NodeId, revision: u64) -> bool {
+    work.live.nodes.get(&node).is_some_and(|known| known.ready && known.report.revision >= revision)
+}
+
+fn outcome(task: &Task, report: &TaskReport, now: UnixMillis) -> Option<Outcome> {
+    let end = match report.state {
+        TaskState::Complete => End::Complete,
+        TaskState::Shutdown | TaskState::Remove => End::Shutdown,
+        TaskState::Failed => End::Failed,
+        TaskState::Rejected => End::Rejected,
+        TaskState::Orphaned => End::Orphaned,
+        _ => return None,
+    };
+    // The node's clock may be wrong: a task does not end before it was made, nor in the future.
+    let at = report.since.max(task.created_at).min(now);
+    Some(Outcome { end, at, exit_code: report.exit_code, message: report.message.clone() })
+}
+
+/// Ends tasks whose place is lost and makes others for their slots: nodes that are down, drained or that a constraint of the
+/// task now excludes. Tasks of global services wait for their node to come back.
+pub(super) fn evict(work: &mut Work<'_>) {
+    for service in work.service_ids() {
+        let Some((wanted, _)) = work.wanted(service) else { continue };
+        if wanted.removed {
+            continue;
+        }
+        for (slot, tasks) in work.slots_of(service) {
+            let Some(head) = work.head(&tasks) else { continue };
+            for id in tasks {
+                if !lost(work, slot, id) {
+                    continue;
+                }
+                work.end_task(id);
+                if id == head && matches!(slot, Slot::Replica(_)) {
+                    work.create_task(&wanted, slot);
+                }
+            }
+        }
+    }
+}
+
+fn lost(work: &mut Work<'_>, slot: Slot, id: TaskId) -> bool {
+    let task = work.task(id).value.clone();
+    let open = task.desired == Desired::Run && task.outcome.is_none();
+    let Some(placed) = task.placed.as_ref().filter(|_| open) else { return false };
+    match work.life(placed.node) {
+        Life::Gone => false,
+        Life::Down(_) => matches!(slot, Slot::Replica(_)),
+        Life::Up | Life::Unknown => work.state.nodes.get(&placed.node).is_some_and(|node| {
+            let placement = work.state.task_spec(&task).map(|spec| &spec.placement);
+            node.availability == Availability::Drain
+                || placement.is_some_and(|placement| broken_constraint(placement, node).is_some())
+        }),
+    }
+}
