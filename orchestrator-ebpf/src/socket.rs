@@ -76,8 +76,9 @@ fn choose(ctx: &SockAddrContext, asked: Address) -> Option<(Address, u16)> {
     if !in_node_namespace(ctx) {
         return None;
     }
-    // Connecting to the unspecified address means this host (ip(7), RFC 1122 §3.2.1.3).
-    if !(asked.is_loopback() || is_unspecified(&asked) || is_local(&asked)) {
+    // Connecting to the unspecified address means this host (RFC 1122 §3.2.1.3).
+    let asked = if is_unspecified(&asked) { loopback(&asked) } else { asked };
+    if !(asked.is_loopback() || is_local(&asked)) {
         return None;
     }
     let service = service(&asked, port, protocol)?;
@@ -135,6 +136,16 @@ fn in_node_namespace(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 fn is_unspecified(address: &Address) -> bool {
     address.is_any() || address.is_v4() && address.v4_word() == 0
+}
+
+/// The loopback address of an address's family.
+#[inline(always)]
+fn loopback(address: &Address) -> Address {
+    if address.is_v4() {
+        Address::from_v4_word(0x7f00_0001_u32.to_be())
+    } else {
+        Address::from_v6_words([0, 0, 0, 1_u32.to_be()])
+    }
 }
 
 #[inline(always)]

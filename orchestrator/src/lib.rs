@@ -3,10 +3,14 @@
 //! Arrows point down only: binaries → `api`, `cli`, `leader`, `agent` → `store`, drivers → core. The drivers `runtime`,
 //! `image`, `network` and `dataplane` do not know each other; the agent composes them. `daemon` puts everything together.
 
+pub mod agent;
+pub mod api;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod image;
+pub mod leader;
 pub mod network;
 pub mod store;
 pub mod telemetry;

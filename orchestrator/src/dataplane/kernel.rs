@@ -6,7 +6,7 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    mem::size_of,
+    mem::{MaybeUninit, size_of},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -19,6 +19,7 @@ use std::{
 enum Command {
     ObjectPin = 6,
     ObjectGet = 7,
+    MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
 }
@@ -40,8 +41,8 @@ pub(super) enum AttachType {
     TcxIngress = 46,
 }
 
-/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` (include/uapi/linux/if_link.h).
-pub(super) const XDP_GENERIC: u32 = 1 << 1;
+/// `XDP_FLAGS_DRV_MODE` (include/uapi/linux/if_link.h): in the driver or not at all. Generic XDP is never asked for:
+/// with receive offload on, bulk TCP through it collapses.
 pub(super) const XDP_NATIVE: u32 = 1 << 2;
 
 /// Magic number of bpffs (include/uapi/linux/magic.h).
@@ -77,6 +78,20 @@ struct Object {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// The `batch` part of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    position: u64,
+    next_position: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
 fn bpf<T>(command: Command, attributes: &mut T) -> io::Result<i32> {
@@ -145,6 +160,49 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(Command::ObjectGet, &mut attributes)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Calls `visit` with every entry of a hash map, many per system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Entries that
+/// come or go meanwhile may be met or missed.
+pub(super) fn for_each_entry<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    // More than a hash bucket ever holds in practice; the kernel asks for more room with ENOSPC.
+    let mut room = 512_usize;
+    let (mut position, mut started) = (0_u32, false);
+    loop {
+        let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::zeroed(); room];
+        let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::zeroed(); room];
+        let mut next = 0_u32;
+        let mut attributes = Batch {
+            position: if started { (&raw mut position) as u64 } else { 0 },
+            next_position: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room as u32,
+            map: descriptor(map),
+            ..Batch::default()
+        };
+        let result = bpf(Command::MapLookupBatch, &mut attributes);
+        let last = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for (key, value) in keys.iter().zip(&values).take(attributes.count as usize) {
+            // SAFETY: the kernel has filled this many; any bytes are valid for `Pod` types.
+            unsafe { visit(key.assume_init_ref(), value.assume_init_ref()) };
+        }
+        if last {
+            return Ok(());
+        }
+        (position, started) = (next, true);
+    }
 }
 
 /// The cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).

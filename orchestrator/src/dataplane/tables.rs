@@ -22,7 +22,6 @@ use std::{
 const _: () = assert!(MAGLEV_SLOTS == maps::MAGLEV_SLOTS as usize, "core and the programs agree on the table size");
 
 /// The maps of the forwarding table.
-#[derive(Debug)]
 pub(super) struct Tables {
     pub(super) services: HashMap<MapData, maps::ServiceKey, maps::Service>,
     pub(super) backends: Array<MapData, maps::Backend>,
