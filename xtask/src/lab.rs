@@ -173,12 +173,13 @@ pub(crate) fn up(folder: &Folder, options: &Up) -> Result<()> {
         remove(folder, &mut claim)?;
     }
     claim.mark()?;
-    build_up(folder, options).or_else(|error| {
-        if let Err(second) = remove(folder, &mut claim) {
-            eprintln!("while taking the unfinished lab down: {second:#}");
-        }
-        Err(error)
-    })
+    let made = build_up(folder, options);
+    if made.is_err()
+        && let Err(second) = remove(folder, &mut claim)
+    {
+        eprintln!("while taking the unfinished lab down: {second:#}");
+    }
+    made
 }
 
 fn build_up(folder: &Folder, options: &Up) -> Result<()> {

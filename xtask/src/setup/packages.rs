@@ -92,11 +92,6 @@ pub(super) const BASE: &[Package] = &[
         Probe::Installed,
         "the smallest test image",
     ),
-    package(
-        "debootstrap",
-        Probe::Program("debootstrap"),
-        "base of the nginx, redis and postgres test images",
-    ),
 ];
 
 impl Package {
