@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{FlockOperation, flock, syncfs};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::{NamedTempFile, TempDir, TempPath};
 
 use super::digest::Digest;
 use super::error::Error;
@@ -213,18 +213,16 @@ impl Store {
         Ok(Image { id, manifest_digest, tags, digests, manifest, config, size })
     }
 
-    /// Makes the image of a manifest known by `tag` and `digests`, all of whose content is in the store. A tag that stood
-    /// for another image now stands for this one.
-    pub(crate) fn commit(&self, manifest_digest: Digest, tag: Option<Reference>, digests: impl IntoIterator<Item = Reference>) -> Result<Image, Error> {
+    /// Makes the image of a manifest, all of whose content is in the store, known by `tags` and `digests`. A tag that
+    /// stood for another image now stands for this one.
+    pub(crate) fn commit(&self, manifest_digest: Digest, tags: BTreeSet<Reference>, digests: BTreeSet<Reference>) -> Result<Image, Error> {
         let mut state = self.lock();
-        let mut image = self.read_image(manifest_digest, tag.iter().cloned().collect(), digests.into_iter().collect())?;
         let mut images = state.images.clone();
+        images.values_mut().for_each(|other| other.tags.retain(|tag| !tags.contains(tag)));
+        let mut image = self.read_image(manifest_digest, tags, digests)?;
         if let Some(known) = images.get(&image.id) {
             image.tags.extend(known.tags.iter().cloned());
             image.digests.extend(known.digests.iter().cloned());
-        }
-        if let Some(tag) = &tag {
-            images.values_mut().for_each(|other| drop(other.tags.remove(tag)));
         }
         images.insert(image.id, image.clone());
         if images != state.images {
@@ -237,7 +235,7 @@ impl Store {
     /// Gives an image another name.
     pub(crate) fn tag(&self, name_or_id: &str, tag: &Reference) -> Result<Image, Error> {
         let image = self.get(name_or_id)?;
-        self.commit(image.manifest_digest, Some(tag.clone()), [])
+        self.commit(image.manifest_digest, BTreeSet::from([tag.clone()]), BTreeSet::new())
     }
 
     /// All images, by id.
@@ -269,7 +267,7 @@ impl Store {
         let tag = name.as_ref().and_then(Reference::tagged).filter(|tag| image.tags.contains(tag));
         if let Some(tag) = tag.filter(|_| image.tags.len() > 1) {
             removed.untagged.push(tag.to_string());
-            images.entry(image.id).and_modify(|image| drop(image.tags.remove(&tag)));
+            images.values_mut().for_each(|image| image.tags.retain(|other| *other != tag));
         } else {
             if name.is_none() && image.tags.len() > 1 && !force {
                 let names = image.tags.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
@@ -435,7 +433,7 @@ impl Store {
         let digest = Digest::of(content);
         let mut file = self.temporary_file()?;
         file.write_all(content).map_err(Error::io("write", file.path()))?;
-        self.adopt(file, digest)?;
+        self.adopt(file.into_temp_path(), digest)?;
         Ok(digest)
     }
 
@@ -452,9 +450,9 @@ impl Store {
     }
 
     /// Makes a file of this store the blob `digest`, which the caller has verified it to be.
-    pub(crate) fn adopt(&self, file: NamedTempFile, digest: Digest) -> Result<(), Error> {
+    pub(crate) fn adopt(&self, file: TempPath, digest: Digest) -> Result<(), Error> {
         let path = self.blob_path(digest);
-        file.as_file().sync_all().map_err(Error::io("write", &path))?;
+        File::open(&file).and_then(|file| file.sync_all()).map_err(Error::io("write", &path))?;
         file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
         sync_directory(&self.root.join("blobs/sha256"))
     }
@@ -473,7 +471,7 @@ impl Store {
         Ok(download)
     }
 
-    /// Makes a complete download a blob. `Ok(false)`: it had the wrong digest and is gone.
+    /// Makes a complete download a blob. The inner error is the digest it has instead of the right one; it is gone then.
     pub(crate) fn finish(&self, download: Download) -> Result<Result<(), Digest>, Error> {
         let Download { hasher, file, path, descriptor, .. } = download;
         let actual = Digest::from_hasher(hasher);

@@ -47,8 +47,6 @@ pub(crate) enum Kind {
 pub(crate) struct Entry {
     pub(crate) path: Vec<u8>,
     pub(crate) kind: Kind,
-    /// Bytes of content; zero for everything but files.
-    pub(crate) size: u64,
     /// Permission bits including setuid, setgid and sticky.
     pub(crate) mode: u32,
     pub(crate) uid: u32,
@@ -139,7 +137,7 @@ impl<R: Read> TarReader<R> {
         if header.as_bytes().iter().all(|&byte| byte == 0) {
             return Ok(None);
         }
-        let stored = header.cksum().map_err(|_| malformed("unreadable checksum"))?;
+        let stored = header.cksum().map_err(|_| malformed("wrong header checksum"))?;
         let bytes = header.as_bytes();
         let sum = bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u32::from(byte)).sum::<u32>() + 8 * u32::from(b' ');
         if sum != stored {
@@ -216,7 +214,6 @@ impl<R: Read> TarReader<R> {
         };
         Ok(Entry {
             kind,
-            size,
             mode: header.mode().map_err(|_| wrong("has unreadable permissions"))? & 0o7777,
             uid: id(extensions.uid, header.uid())?,
             gid: id(extensions.gid, header.gid())?,

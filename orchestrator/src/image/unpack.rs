@@ -36,9 +36,9 @@ use super::digest::Digest;
 use super::tarball::{Entry, Kind, TarError, TarReader};
 
 /// Most plain bytes of a layer: more than fits on the cards these nodes boot from, less than fills a disk for good.
-pub const LAYER_BYTES_MAX: u64 = 20 << 30;
+pub(super) const LAYER_BYTES_MAX: u64 = 20 << 30;
 /// Most entries of a layer: ten times what a full desktop image has, a tenth of the inodes of a 16 GB ext4 card.
-pub const LAYER_ENTRIES_MAX: u64 = 1_000_000;
+pub(super) const LAYER_ENTRIES_MAX: u64 = 1_000_000;
 /// Most components of a path: real images stay below 40; deep trees make removal and path walks slow.
 const DEPTH_MAX: usize = 256;
 /// Longest name of one component, NAME_MAX of Linux.
@@ -52,9 +52,9 @@ const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGI
 
 /// What an unpack may do beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
+pub(super) struct Options {
     /// Create device nodes instead of refusing them.
-    pub devices: bool,
+    pub(super) devices: bool,
 }
 
 /// Why a layer was not unpacked.
@@ -100,7 +100,7 @@ pub enum UnpackError {
 ///
 /// # Errors
 /// [`UnpackError`]; `target` is then half-filled and must be removed.
-pub fn unpack(blob: impl Read, target: &Path, diff_id: Digest, options: Options, cancel: &AtomicBool) -> Result<u64, UnpackError> {
+pub(super) fn unpack(blob: impl Read, target: &Path, diff_id: Digest, options: Options, cancel: &AtomicBool) -> Result<u64, UnpackError> {
     let root = openat(CWD, target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| UnpackError::Io { path: target.display().to_string(), source: errno.into() })?;
     let plain = Plain::new(blob, LAYER_BYTES_MAX, cancel).map_err(|error| read_error(error, b"."))?;

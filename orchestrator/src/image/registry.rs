@@ -1,0 +1,421 @@
+//! The client side of an OCI registry: one repository, one set of credentials.
+//!
+//! In: a reference and credentials. Out: manifests, blobs on disk, and errors by what the user can do. Requests,
+//! authentication and redirects are `oci-client`'s; retries, resuming, limits and the kinds of errors are ours.
+//! Protocol: OCI distribution specification 1.1. Used by `pull` and `push`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, RegistryOperation};
+use tokio::sync::mpsc;
+
+use super::digest::Digest;
+use super::error::Error;
+use super::manifest::{ACCEPTED_MANIFESTS, Descriptor};
+use super::progress::{Event, Phase, Progress};
+use super::reference::Reference;
+use super::store::{Download, Store};
+
+/// Attempts in a row without progress before a registry counts as unreachable.
+const ATTEMPTS: u32 = 4;
+/// Attempts for one blob however much progress they make: a link that breaks this often is not one.
+const BLOB_ATTEMPTS: u32 = 100;
+/// Wait before the second attempt; doubled each time up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which a connection counts as broken.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pieces between the network and the disk; bounds memory to about 8 × 64 KiB per layer.
+const PIECES: usize = 8;
+/// Bytes between two progress events of a layer.
+const PROGRESS_STEP: u64 = 256 << 10;
+
+/// How to prove who is asking.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// User name and password (or access token in its place), for basic authentication and for token servers.
+    Basic {
+        /// The user's name.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// A bearer token that the registry takes as it is.
+    Bearer(String),
+}
+
+/// Without the secret.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Basic { username, .. } => write!(f, "Basic {{ username: {username:?}, .. }}"),
+            Self::Bearer(_) => f.write_str("Bearer(..)"),
+        }
+    }
+}
+
+/// One repository of one registry.
+#[derive(Clone)]
+pub(crate) struct Repository {
+    client: Client,
+    host: String,
+    repository: String,
+    /// The image as the user named it, for messages.
+    image: String,
+    auth: RegistryAuth,
+}
+
+/// Why a request failed, by what to do next.
+enum Failure {
+    /// Try again: the connection failed.
+    Network(Box<dyn std::error::Error + Send + Sync>),
+    /// Try again: the registry is overloaded or broken for the moment.
+    Busy(String),
+    /// Give up.
+    Final(Error),
+}
+
+impl Repository {
+    /// The repository of `reference` on `host`, which is its registry or a mirror of it.
+    pub(crate) fn new(reference: &Reference, host: &str, credentials: Option<&Credentials>, insecure: &[String]) -> Result<Self, Error> {
+        // Whoever installs a provider first wins; all of ours are ring's.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plain = is_loopback(host) || insecure.iter().any(|registry| registry == host);
+        let config = ClientConfig {
+            protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
+            use_monolithic_push: true,
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(READ_TIMEOUT),
+            user_agent: concat!("edged/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        };
+        let client = Client::try_from(config).map_err(|error| Error::Registry {
+            image: reference.familiar(),
+            registry: host.to_owned(),
+            reason: format!("no TLS client can be made (are the `ca-certificates` installed?): {error}"),
+        })?;
+        let auth = match credentials {
+            None => RegistryAuth::Anonymous,
+            Some(Credentials::Basic { username, password }) => RegistryAuth::Basic(username.clone(), password.clone()),
+            Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
+        };
+        Ok(Self { client, host: host.to_owned(), repository: reference.repository().to_owned(), image: reference.familiar(), auth })
+    }
+
+    fn by_digest(&self, digest: Digest) -> oci_client::Reference {
+        oci_client::Reference::with_digest(self.host.clone(), self.repository.clone(), digest.to_string())
+    }
+
+    fn by_tag(&self, tag: &str) -> oci_client::Reference {
+        oci_client::Reference::with_tag(self.host.clone(), self.repository.clone(), tag.to_owned())
+    }
+
+    /// Gets a token if the registry wants one. Later requests use it.
+    pub(crate) async fn authenticate(&self, operation: RegistryOperation) -> Result<(), Error> {
+        let any = self.by_tag("latest");
+        self.retry(|| self.client.auth(&any, &self.auth, operation)).await.map(drop)
+    }
+
+    /// The manifest or index of a tag or digest, with the digest its bytes have.
+    pub(crate) async fn manifest(&self, tag: Option<&str>, digest: Option<Digest>) -> Result<(Vec<u8>, Digest), Error> {
+        let reference = match (digest, tag) {
+            (Some(digest), _) => self.by_digest(digest),
+            (None, tag) => self.by_tag(tag.unwrap_or(super::reference::DEFAULT_TAG)),
+        };
+        let (content, _) = self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
+        let actual = Digest::of(&content);
+        match digest {
+            Some(expected) if expected != actual => Err(self.wrong_digest(&expected, &actual)),
+            _ => Ok((content.to_vec(), actual)),
+        }
+    }
+
+    /// Brings a blob into the store, going on where an earlier attempt ended.
+    pub(crate) async fn fetch(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+        let open = {
+            let (store, descriptor) = (Arc::clone(store), descriptor.clone());
+            move || store.download(&descriptor)
+        };
+        let mut download = blocking(open.clone()).await?;
+        // What an earlier attempt left may have been damaged, so a wrong digest is final only for a fresh download.
+        let mut fresh = download.offset() == 0;
+        let (mut failures, mut attempts) = (0, 0);
+        loop {
+            if download.missing() == 0 {
+                let store = Arc::clone(store);
+                match blocking(move || store.finish(download)).await? {
+                    Ok(()) => return Ok(()),
+                    Err(actual) if fresh => return Err(self.wrong_digest(&descriptor.digest, &actual)),
+                    Err(_) => {
+                        download = blocking(open.clone()).await?;
+                        fresh = true;
+                        continue;
+                    }
+                }
+            }
+            let before = download.offset();
+            let (returned, result) = self.attempt(download, descriptor, progress).await?;
+            download = returned;
+            let Err(failure) = result else { continue };
+            failures = if download.offset() > before { 1 } else { failures + 1 };
+            attempts += 1;
+            if failures >= ATTEMPTS || attempts >= BLOB_ATTEMPTS {
+                return Err(self.give_up(failure));
+            }
+            self.back_off(failure, failures).await?;
+        }
+    }
+
+    /// One request for the rest of a blob. Gives the download back with as much as came.
+    async fn attempt(&self, mut download: Download, descriptor: &Descriptor, progress: &Progress) -> Result<(Download, Result<(), Failure>), Error> {
+        let reference = self.by_digest(descriptor.digest);
+        let digest = descriptor.digest.to_string();
+        let opened = self.client.pull_blob_stream_partial(&reference, digest.as_str(), download.offset(), None).await;
+        let stream = match opened {
+            Ok(BlobResponse::Partial(stream)) => stream.stream,
+            Ok(BlobResponse::Full(stream)) => {
+                download.restart()?;
+                stream.stream
+            }
+            Err(error) => return Ok((download, Err(self.classify(error)))),
+        };
+        self.receive(download, stream, descriptor, progress).await
+    }
+
+    /// Moves a stream to disk: the network on this task, hashing and writing on a blocking thread.
+    async fn receive(
+        &self,
+        mut download: Download,
+        mut stream: BoxStream<'static, std::io::Result<Bytes>>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(Download, Result<(), Failure>), Error> {
+        let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES);
+        let mut missing = download.missing();
+        let (layer, total, progress) = (descriptor.digest, descriptor.size, Arc::clone(progress));
+        let writer = tokio::task::spawn_blocking(move || -> Result<Download, Error> {
+            let mut told = None;
+            while let Some(piece) = receiver.blocking_recv() {
+                download.append(&piece)?;
+                let current = download.offset();
+                if told.is_none_or(|told| current >= told + PROGRESS_STEP) || current == total {
+                    progress(Event { layer, phase: Phase::Downloading, current, total });
+                    told = Some(current);
+                }
+            }
+            Ok(download)
+        });
+        let mut result = Ok(());
+        while missing > 0 {
+            match stream.next().await {
+                Some(Ok(piece)) if piece.len() as u64 > missing => {
+                    let reason = format!("it sends more than the {total} bytes of blob {}", descriptor.digest);
+                    result = Err(Failure::Final(self.refused(reason)));
+                    break;
+                }
+                Some(Ok(piece)) => {
+                    missing -= piece.len() as u64;
+                    // The writer is gone only if it failed; its error comes below.
+                    if sender.send(piece).await.is_err() {
+                        break;
+                    }
+                }
+                Some(Err(error)) => {
+                    result = Err(Failure::Network(error.into()));
+                    break;
+                }
+                None => {
+                    result = Err(Failure::Network("the connection ended within a layer".into()));
+                    break;
+                }
+            }
+        }
+        drop(sender);
+        let download = writer.await.map_err(|error| self.refused(format!("the download was stopped: {error}")))??;
+        Ok((download, result))
+    }
+
+    /// Whether the repository has a blob.
+    pub(crate) async fn has_blob(&self, digest: Digest) -> Result<bool, Error> {
+        let reference = self.by_digest(digest);
+        let text = digest.to_string();
+        self.retry(|| self.client.blob_exists(&reference, &text)).await
+    }
+
+    /// Sends a blob in one request.
+    pub(crate) async fn send_blob(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+        let reference = self.by_digest(descriptor.digest);
+        let (layer, total) = (descriptor.digest, descriptor.size);
+        let text = layer.to_string();
+        let mut failures = 0;
+        loop {
+            let store = Arc::clone(store);
+            let file = blocking(move || store.open_blob(layer)).await?;
+            let pieces = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 64 << 10);
+            let progress = Arc::clone(progress);
+            let (mut current, mut told) = (0, 0);
+            let pieces = pieces.map(move |piece| {
+                current += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+                if current >= told + PROGRESS_STEP || current == total {
+                    progress(Event { layer, phase: Phase::Uploading, current, total });
+                    told = current;
+                }
+                piece.map_err(OciDistributionError::IoError)
+            });
+            match self.client.push_blob_stream(&reference, pieces, &text, Some(total)).await {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let failure = self.classify(error);
+                    failures += 1;
+                    if failures >= ATTEMPTS {
+                        return Err(self.give_up(failure));
+                    }
+                    self.back_off(failure, failures).await?;
+                }
+            }
+        }
+    }
+
+    /// Sends a manifest and gives it a tag.
+    pub(crate) async fn send_manifest(&self, tag: &str, media_type: &str, content: Vec<u8>) -> Result<(), Error> {
+        let reference = self.by_tag(tag);
+        let media_type = media_type.parse::<hyper::header::HeaderValue>().map_err(|_| self.refused(format!("{media_type:?} is not a media type")))?;
+        let content = Bytes::from(content);
+        self.retry(|| self.client.push_manifest_raw(&reference, content.clone(), media_type.clone())).await.map(drop)
+    }
+
+    /// Repeats a request until it succeeds, fails for good, or has failed too often.
+    async fn retry<T, F: Future<Output = Result<T, OciDistributionError>>>(&self, request: impl Fn() -> F) -> Result<T, Error> {
+        let mut failures = 0;
+        loop {
+            let failure = match request().await {
+                Ok(value) => return Ok(value),
+                Err(error) => self.classify(error),
+            };
+            failures += 1;
+            if failures >= ATTEMPTS {
+                return Err(self.give_up(failure));
+            }
+            self.back_off(failure, failures).await?;
+        }
+    }
+
+    async fn back_off(&self, failure: Failure, failures: u32) -> Result<(), Error> {
+        match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Network(error) => tracing::debug!(image = self.image, registry = self.host, failures, %error, "registry request failed, trying again"),
+            Failure::Busy(reason) => tracing::debug!(image = self.image, registry = self.host, failures, reason, "registry is busy, trying again"),
+        }
+        tokio::time::sleep((BACKOFF * 2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)).await;
+        Ok(())
+    }
+
+    fn give_up(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Final(error) => error,
+            Failure::Busy(reason) => self.refused(reason),
+            Failure::Network(source) => Error::Unreachable { image: self.image.clone(), registry: self.host.clone(), source },
+        }
+    }
+
+    fn classify(&self, error: OciDistributionError) -> Failure {
+        use OciDistributionError as E;
+        let not_found = || Failure::Final(Error::NotFound { image: self.image.clone(), registry: self.host.clone() });
+        let unauthorized = || Failure::Final(Error::Unauthorized { image: self.image.clone(), registry: self.host.clone() });
+        let by_status = |status: u16, message: String| match status {
+            401 | 403 => unauthorized(),
+            404 => not_found(),
+            429 | 500..=599 => Failure::Busy(message),
+            _ => Failure::Final(self.refused(message)),
+        };
+        match error {
+            E::ImageManifestNotFoundError(_) => not_found(),
+            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => unauthorized(),
+            E::DigestError(DigestError::VerificationError { expected, actual }) => {
+                Failure::Final(Error::WrongDigest { image: self.image.clone(), expected, actual })
+            }
+            E::RegistryError { envelope, .. } => {
+                let message = envelope.errors.iter().map(|error| one_line(&error.message)).collect::<Vec<_>>().join("; ");
+                match envelope.errors.first().map(|error| &error.code) {
+                    Some(OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound | OciErrorCode::BlobUnknown | OciErrorCode::ManifestBlobUnknown) => not_found(),
+                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => unauthorized(),
+                    Some(OciErrorCode::Toomanyrequests) => Failure::Busy(message),
+                    _ => Failure::Final(self.refused(message)),
+                }
+            }
+            E::ServerError { code, message, .. } => by_status(code, format!("status {code}: {}", one_line(&message))),
+            E::RequestError(error) => match error.status() {
+                Some(status) => by_status(status.as_u16(), format!("status {status}")),
+                None if error.is_builder() => Failure::Final(self.refused(error.to_string())),
+                None => Failure::Network(error.into()),
+            },
+            E::IoError(error) => Failure::Network(error.into()),
+            other => Failure::Final(self.refused(one_line(&other.to_string()))),
+        }
+    }
+
+    fn refused(&self, reason: String) -> Error {
+        Error::Registry { image: self.image.clone(), registry: self.host.clone(), reason }
+    }
+
+    fn wrong_digest(&self, expected: &Digest, actual: &Digest) -> Error {
+        Error::WrongDigest { image: self.image.clone(), expected: expected.to_string(), actual: actual.to_string() }
+    }
+}
+
+/// Runs blocking work of the store.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down and nobody will see this.
+            Err(error) => Err(Error::Io { action: "work in", path: "the image store".to_owned(), source: std::io::Error::other(error) }),
+        },
+    }
+}
+
+/// Whether a registry host (with or without port) is this machine, which speaks plain HTTP.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Registries answer with pages of HTML at times.
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_spoken_to_in_the_clear() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.1", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["docker.io", "localhost.example.com", "128.0.0.1", "[2001:db8::1]:5000", "10.0.0.1:5000", "127.example.com"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn credentials_do_not_show_their_secret() {
+        let basic = Credentials::Basic { username: "ann".to_owned(), password: "hunter2".to_owned() };
+        assert_eq!(format!("{basic:?} {:?}", Credentials::Bearer("hunter2".to_owned())), "Basic { username: \"ann\", .. } Bearer(..)");
+    }
+}
