@@ -57,7 +57,19 @@ pub struct NetworkConfig {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct DataplaneConfig {
     /// Forces one way on all uplinks: `xdp`, `tcx` or `clsact`. For tests and for finding faults.
-    pub force: Option<String>,
+    pub force: Option<Rung>,
+}
+
+/// A way to catch packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rung {
+    /// XDP in the driver.
+    Xdp,
+    /// A tcx link.
+    Tcx,
+    /// A filter of the clsact queueing discipline.
+    Clsact,
 }
 
 impl Default for Config {
@@ -147,11 +159,6 @@ impl Config {
             if !dir.is_absolute() {
                 return refuse(key, format!("{} is not an absolute path", dir.display()));
             }
-        }
-        if let Some(force) = &self.dataplane.force
-            && !["xdp", "tcx", "clsact"].contains(&force.as_str())
-        {
-            return refuse("dataplane.force", format!("{force:?} is none of xdp, tcx, clsact"));
         }
         Ok(())
     }

@@ -12,5 +12,6 @@ pub mod dataplane;
 pub mod image;
 pub mod leader;
 pub mod network;
+pub mod runtime;
 pub mod store;
 pub mod telemetry;

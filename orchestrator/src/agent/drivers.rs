@@ -3,8 +3,8 @@
 
 use super::{Volumes, observe::Look};
 use crate::{
-    config::Config,
-    dataplane::{Dataplane, DataplaneConfig},
+    config::{Config, Rung},
+    dataplane::{self, Dataplane, DataplaneConfig, Mode},
     image::{self, Image, Images, Policy, Reference, silent},
     network::{
         Attachment, Network, NetworkConfig, Subnet4, Subnet6,
@@ -13,13 +13,16 @@ use crate::{
     runtime::{Runtime, RuntimeConfig},
 };
 use anyhow::{Context, anyhow};
-use orchestrator_core::{forwarding::Table, node::Attached};
+use orchestrator_core::{forwarding::Table, model::TaskId, node::Attached};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
+
+/// Where the kernel's documentation mounts bpffs (Documentation/bpf/).
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// All drivers of this node. Clones are handles of the same drivers.
 #[derive(Clone)]
@@ -31,12 +34,14 @@ pub struct Drivers {
     /// Interfaces and namespaces.
     pub network: Arc<Network>,
     /// Packet programs.
-    pub dataplane: Dataplane,
+    pub dataplane: Arc<Mutex<Dataplane>>,
     /// Names.
     pub resolver: Arc<Resolver>,
     /// Volumes.
     pub volumes: Volumes,
     rootfs_dir: PathBuf,
+    pin_dir: PathBuf,
+    logs_dir: PathBuf,
 }
 
 impl Drivers {
@@ -66,12 +71,21 @@ impl Drivers {
             resolv_conf: "/etc/resolv.conf".into(),
         })
         .await?;
-        let dataplane_config = DataplaneConfig::new(config)?;
+        let pin_dir = Path::new(BPFFS).join(format!("edged-{}", config.node_key));
+        let dataplane_config = DataplaneConfig {
+            uplinks: (!config.uplinks.is_empty()).then(|| config.uplinks.iter().cloned().collect()),
+            force: config.dataplane.force.map(|rung| match rung {
+                Rung::Xdp => Mode::Xdp,
+                Rung::Tcx => Mode::Tcx,
+                Rung::Clsact => Mode::Clsact,
+            }),
+            ..DataplaneConfig::new(&pin_dir)
+        };
         let images_config =
             image::Config { insecure_registries: config.insecure_registries.clone(), ..image::Config::default() };
         let images_dir = state_dir.clone();
         let runtime_config = RuntimeConfig {
-            state_dir: state_dir.join("containers"),
+            state_dir: logs_dir(&state_dir),
             run_dir: run_dir.join("containers"),
             node_key: config.node_key.clone(),
             shim_exe: std::env::current_exe().context("finding the path of edged")?,
@@ -87,10 +101,12 @@ impl Drivers {
             runtime,
             images,
             network: Arc::new(network),
-            dataplane,
+            dataplane: Arc::new(Mutex::new(dataplane)),
             resolver: Arc::new(resolver),
             volumes: Volumes::new(&state_dir),
             rootfs_dir: run_dir.join("rootfs"),
+            pin_dir,
+            logs_dir: logs_dir(&state_dir),
         })
     }
 
@@ -119,7 +135,7 @@ impl Drivers {
         }
         let dataplane = self.dataplane.clone();
         let applied = desired.clone();
-        tokio::task::spawn_blocking(move || dataplane.apply(&applied)).await??;
+        tokio::task::spawn_blocking(move || locked(&dataplane).apply(&applied)).await??;
         look.observed.serving = desired.serving();
         look.table = desired;
         Ok(())
@@ -150,7 +166,7 @@ impl Drivers {
     pub(super) async fn attach(&self, task: &str, index: u16) -> anyhow::Result<()> {
         let attached = self.network.attach(&Attachment { task: task.into(), index }).await?;
         let dataplane = self.dataplane.clone();
-        tokio::task::spawn_blocking(move || dataplane.attach_container(attached.host_ifindex)).await??;
+        tokio::task::spawn_blocking(move || locked(&dataplane).attach_container(attached.host_ifindex)).await??;
         Ok(())
     }
 
@@ -158,7 +174,7 @@ impl Drivers {
     pub(super) async fn detach(&self, task: &str) -> anyhow::Result<()> {
         if let Some(attached) = self.network.observe().await?.attached.remove(task) {
             let dataplane = self.dataplane.clone();
-            tokio::task::spawn_blocking(move || dataplane.detach_container(attached.host_ifindex)).await??;
+            tokio::task::spawn_blocking(move || locked(&dataplane).detach_container(attached.host_ifindex)).await??;
         }
         Ok(self.network.detach(task).await?)
     }
@@ -178,6 +194,17 @@ impl Drivers {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Tasks of which there are logs.
+    pub(super) fn logged(&self) -> std::io::Result<Vec<TaskId>> {
+        let entries = match std::fs::read_dir(&self.logs_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        Ok(names.collect())
     }
 
     /// Where the root file system of a task is mounted.
@@ -217,13 +244,22 @@ impl Drivers {
             }
             Err(error) => note("looking at network interfaces", Err(error.into())),
         }
-        let dataplane = self.dataplane.clone();
-        let removed = tokio::task::spawn_blocking(move || dataplane.close_and_remove()).await;
+        let pin_dir = self.pin_dir.clone();
+        let removed = tokio::task::spawn_blocking(move || dataplane::remove(&pin_dir)).await;
         note("removing the packet programs", removed.map_err(Into::into).and_then(|done| done.map_err(Into::into)));
         note("removing the node's network", self.network.remove_base().await.map_err(Into::into));
-        note("removing control groups", self.runtime.remove_base().await.map_err(Into::into));
         failed
     }
+}
+
+/// Where the logs of containers lie, a directory for each task.
+pub(crate) fn logs_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("logs")
+}
+
+/// The dataplane, for one caller at a time. A panic while it was held left the maps as they are; the next look mends them.
+pub(crate) fn locked(dataplane: &Mutex<Dataplane>) -> std::sync::MutexGuard<'_, Dataplane> {
+    dataplane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads `ADDRESS/PREFIX` and makes a subnet of it.

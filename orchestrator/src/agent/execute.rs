@@ -45,7 +45,7 @@ impl Chain {
             let down = matches!(op, Op::Stop | Op::Kill | Op::Delete | Op::Unmount | Op::Detach | Op::Forget);
             if let Err(error) = self.carry_out(&op).await {
                 let message = format!("{error:#}");
-                tracing::warn!(task = %self.task, step = op.name(), error = message, "a step failed");
+                tracing::warn!(task = %self.task, step = ?op, error = message, "a step failed");
                 if !down {
                     failure = Some(message);
                     break;
@@ -82,7 +82,7 @@ impl Chain {
             Op::Start => drivers.runtime.start(*task).await?,
             Op::Stop => {
                 memory.stopping(*task, false);
-                drivers.runtime.stop(*task).await?;
+                drivers.runtime.signal(*task, self.stop_signal()).await?;
             }
             Op::Kill => {
                 memory.stopping(*task, true);
@@ -98,6 +98,14 @@ impl Chain {
             }
         }
         Ok(())
+    }
+
+    /// The service's stop signal, or the image's, or SIGTERM.
+    fn stop_signal(&self) -> Signal {
+        let Ok(assigned) = self.assigned() else { return Signal::TERM };
+        let spec = &assigned.spec.container;
+        let of_image = || Signal::parse(self.drivers.image(spec.image.as_str())?.config.config.stop_signal.as_deref()?).ok();
+        spec.stop_signal.or_else(of_image).unwrap_or(Signal::TERM)
     }
 
     fn assigned(&self) -> anyhow::Result<&AssignedTask> {

@@ -70,7 +70,7 @@ impl Ledger {
         let temporary = self.dir.join("assignment.new");
         let replace = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
-            file.write_all(&wire::encode(assignment))?;
+            file.write_all(&wire::encode(assignment).map_err(io::Error::other)?)?;
             file.sync_data()?;
             std::fs::rename(&temporary, &path)?;
             File::open(&self.dir)?.sync_all()

@@ -18,6 +18,7 @@ mod observe;
 mod volumes;
 
 pub use drivers::Drivers;
+pub(crate) use drivers::{locked, logs_dir};
 pub use execute::task_name;
 pub use ledger::{Ledger, LedgerError};
 pub use volumes::{VolumeError, Volumes};
@@ -27,7 +28,7 @@ use crate::{
     leader::{Message, Session},
 };
 use execute::Chain;
-pub(crate) use memory::Memory;
+use memory::Memory;
 use orchestrator_core::{
     assignment::Assignment,
     model::{Desired, NodeDescription, NodeId, Report},
@@ -46,7 +47,6 @@ const RESYNC: Duration = Duration::from_secs(30);
 const GATHER: Duration = Duration::from_millis(5);
 
 /// The agent of one node.
-#[derive(Debug)]
 pub struct Agent {
     node: NodeId,
     description: NodeDescription,
@@ -153,11 +153,10 @@ impl Agent {
 
     /// Takes an assignment if it is not older than the one in force.
     fn accept(&self, current: &mut Option<Arc<Assignment>>, new: Arc<Assignment>) {
-        let number = |assignment: &Assignment| (assignment.term, assignment.revision);
-        if current.as_ref().is_some_and(|old| number(old) >= number(&new)) {
+        if current.as_ref().is_some_and(|old| !new.supersedes(old)) {
             return;
         }
-        let same = current.as_ref().is_some_and(|old| old.tasks == new.tasks && old.services == new.services);
+        let same = current.as_ref().is_some_and(|old| old.says_the_same(&new));
         if !same && let Err(error) = self.ledger.save(&new) {
             let error = format!("{:#}", anyhow::Error::from(error));
             tracing::error!(error, "the assignment is carried out but would be lost by a power cut");

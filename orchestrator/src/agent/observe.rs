@@ -1,7 +1,7 @@
 //! One look at the node: what containers, interfaces, mounts, images and forwarding there are, read from the drivers, which
 //! read it from the kernel.
 
-use super::Drivers;
+use super::{Drivers, drivers};
 use crate::{
     network::ports,
     runtime::{ContainerState, ContainerStatus, HealthStatus},
@@ -40,7 +40,7 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
     let dataplane = drivers.dataplane.clone();
     let (wanted, own) = (published(assignment), drivers.network.gateways());
     let (table, held_ports) = tokio::task::spawn_blocking(move || {
-        let table = dataplane.observe().context("reading the forwarding tables");
+        let table = drivers::locked(&dataplane).observe().context("reading the forwarding tables");
         (table, held(&wanted, &own))
     })
     .await?;
@@ -63,7 +63,7 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
             tasks.entry(task).or_default().mounted = true;
         }
     }
-    let logs = drivers.runtime.traces().await.context("looking at logs")?;
+    let logs = drivers.logged().context("looking at logs")?;
     for task in layers.iter().filter_map(|key| key.parse().ok()).chain(logs) {
         tasks.entry(task).or_default().traces = true;
     }

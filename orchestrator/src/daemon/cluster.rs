@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use orchestrator_core::{
     intent,
     model::{Availability, Live, Node, NodeId, Role},
+    plan::Subject,
     state::{Applied, Entry, State},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -34,7 +35,9 @@ impl Cluster for Daemon {
     async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
         let member = self.member().ok_or(ProposeError::NoCluster)?;
         member.store.propose(entry).await.map_err(|error| match error {
-            store::ProposeError::NotLeader { leader } => ProposeError::NotLeader { leader },
+            store::ProposeError::NotLeader { leader } => {
+                ProposeError::NotLeader { leader: leader.map(|leader| leader.to_string()) }
+            }
             other => ProposeError::Unavailable(format!("{:#}", anyhow::Error::from(other))),
         })
     }
@@ -44,11 +47,15 @@ impl Cluster for Daemon {
     }
 
     fn reasons(&self) -> Arc<Reasons> {
-        let view = self.leader_view.borrow();
-        Arc::new(Reasons {
-            tasks: view.plan.reasons.iter().map(|(task, why)| (*task, vec![why.to_string()])).collect(),
-            services: BTreeMap::new(),
-        })
+        let mut reasons = Reasons::default();
+        for (subject, why) in &self.leader_view.borrow().plan.reasons {
+            let lines = match subject {
+                Subject::Task(task) => reasons.tasks.entry(*task).or_default(),
+                Subject::Service(service) => reasons.services.entry(*service).or_default(),
+            };
+            lines.push(why.to_string());
+        }
+        Arc::new(reasons)
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {

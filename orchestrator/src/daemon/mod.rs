@@ -18,7 +18,11 @@ pub use reset::reset;
 
 use crate::{
     agent::{self, Agent, Drivers, Ledger},
-    api::{self, node::{Event, InitRequest}},
+    api::{
+        self, App,
+        node::{Event, InitRequest},
+    },
+    clock,
     config::Config,
     leader::{self, Sessions},
     store::{Store, StoreConfig},
@@ -30,18 +34,23 @@ use std::{
     fs::File,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 /// UDP port of the control endpoint.
 const CONTROL_PORT: u16 = 2377;
 
 /// Events kept for slow readers of the API.
 const EVENTS: usize = 1024;
+
+/// Time that requests have to end before they are cut off.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
 /// Everything that lives as long as the process.
 pub struct Daemon {
@@ -75,14 +84,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _only_one = lock(&config.run_dir)?;
     let daemon = Arc::new(Daemon::open(config).await?);
-    let server = api::serve(&daemon.config.socket, daemon.clone(), daemon.clone()).await?;
+    let socket = &daemon.config.socket;
+    let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
+    let ending = CancellationToken::new();
+    let app = App::new(daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    let server = tokio::spawn(api::server::serve(listener, app));
     tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
     daemon.join_again().await?;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: ending; containers go on"),
         _ = interrupt.recv() => tracing::info!("SIGINT: ending; containers go on"),
     }
-    server.shutdown().await;
+    ending.cancel();
+    let served = tokio::time::timeout(LAST_REQUESTS, server).await;
+    if served.is_err() {
+        tracing::warn!("requests were cut off: they did not end in time");
+    }
     daemon.close().await;
     Ok(())
 }
@@ -103,7 +120,7 @@ impl Daemon {
             .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
         let machine = Machine::read();
         let hostname = config.hostname.clone().unwrap_or_else(|| machine.hostname.clone());
-        let drivers = Drivers::open(&config, &hostname).await?;
+        let drivers = Drivers::open(&config).await?;
         let description = NodeDescription {
             platform: Some(machine.platform.clone()),
             nano_cpus: u64::from(machine.cpus) * 1_000_000_000,

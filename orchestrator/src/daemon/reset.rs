@@ -11,7 +11,7 @@ use anyhow::Context;
 pub async fn reset(config: Config, purge: bool) -> anyhow::Result<()> {
     let _only_one = super::lock(&config.run_dir)?;
     let mut failed = Vec::new();
-    match Drivers::open(&config, "reset").await {
+    match Drivers::open(&config).await {
         Ok(drivers) => failed.extend(drivers.remove_all().await),
         Err(error) => failed.push(error.context("opening the drivers")),
     }

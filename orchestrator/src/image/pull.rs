@@ -154,6 +154,7 @@ async fn fetch_layers(
     lease.add(layers.keys().copied());
     lease.add(layers.values().map(|descriptor| descriptor.digest));
     let cancel = CancelOnDrop(Arc::default());
+    // Collected first: a closure that is held across an await would tie the future's Send to one lifetime (rust-lang/rust#64552).
     let fetches = layers.into_iter().map(|(diff_id, descriptor)| {
         let fetch = Fetch {
             store: Arc::clone(store),
@@ -166,7 +167,7 @@ async fn fetch_layers(
             cancel: Arc::clone(&cancel.0),
         };
         fetch.run()
-    });
+    }).collect::<Vec<_>>();
     stream::iter(fetches).buffer_unordered(PARALLEL_LAYERS).try_collect().await
 }
 

@@ -11,9 +11,9 @@ use crate::{clock, store::Store};
 use orchestrator_core::{
     assignment::assign,
     intent,
-    model::{Live, Millis, NodeId, NodeLive, Report, UnixMillis},
+    model::{Live, Millis, Node, NodeId, NodeLive, Report, UnixMillis},
     plan::{Plan, plan},
-    state::Applied,
+    state::{Applied, Entry, State},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
@@ -76,10 +76,7 @@ async fn lead(
         let live = Arc::new(nodes.live(now));
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
-        let entry = plan.entry.clone().or_else(|| {
-            let told = live.nodes.values().map(|node| &node.report);
-            told.filter_map(|report| intent::describe_node(&state, report.node, &report.description, now)).next()
-        });
+        let entry = plan.entry.clone().or_else(|| description_changed(&state, &live, now));
         if let Some(entry) = entry {
             match store.propose(entry).await {
                 Ok(Applied::Done { .. } | Applied::Conflict { .. }) => continue,
@@ -115,9 +112,20 @@ async fn lead(
     }
 }
 
+/// An entry that takes over what a node says of itself, if one says something new.
+fn description_changed(state: &State, live: &Live, now: UnixMillis) -> Option<Entry> {
+    let mut told = live.nodes.values().filter_map(|node| {
+        let known = state.nodes.get(&node.report.node)?;
+        let new = Node { description: node.report.description.clone(), ..Node::clone(known) };
+        intent::put_node(state, new, now).ok().flatten()
+    });
+    told.next()
+}
+
 /// Who was heard when, and what they said last.
 struct Roster {
     elected_at: UnixMillis,
+    edition: u64,
     nodes: BTreeMap<NodeId, Heard>,
 }
 
@@ -130,7 +138,7 @@ struct Heard {
 
 impl Roster {
     fn new(now: UnixMillis) -> Self {
-        Self { elected_at: now, nodes: BTreeMap::new() }
+        Self { elected_at: now, edition: 0, nodes: BTreeMap::new() }
     }
 
     /// Takes a message in; tells whether it may change a plan.
@@ -148,6 +156,7 @@ impl Roster {
                 let changed = before.is_none_or(|heard| heard.report != *report);
                 let since = before.filter(|heard| heard.ready).map_or(now, |heard| heard.since);
                 self.nodes.insert(report.node, Heard { last: now, since, ready: true, report: *report });
+                self.edition += u64::from(changed);
                 changed
             }
             Message::Gone(node) => {
@@ -164,12 +173,13 @@ impl Roster {
             let ready = now.since(heard.last) < DOWN_AFTER;
             if heard.ready != ready {
                 (heard.ready, heard.since) = (ready, now);
+                self.edition += 1;
             }
         }
         let nodes = self.nodes.iter().map(|(id, heard)| {
             (*id, NodeLive { ready: heard.ready, since: heard.since, report: heard.report.clone() })
         });
-        Live { nodes: nodes.collect(), down_after: self.elected_at + DOWN_AFTER }
+        Live { nodes: nodes.collect(), down_after: self.elected_at + DOWN_AFTER, edition: self.edition }
     }
 
     /// When the next node is down if nothing is heard of it.

@@ -65,9 +65,7 @@ impl Sessions {
         for (node, session) in self.lock().iter() {
             let Some(new) = make(*node) else { continue };
             session.send_if_modified(|current| {
-                let same = current
-                    .as_ref()
-                    .is_some_and(|old| old.term == new.term && old.tasks == new.tasks && old.services == new.services);
+                let same = current.as_ref().is_some_and(|old| old.term == new.term && old.says_the_same(&new));
                 if !same {
                     *current = Some(Arc::new(new));
                 }

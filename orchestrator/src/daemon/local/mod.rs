@@ -156,18 +156,11 @@ impl Daemon {
                 fix: "run edged as root".into(),
             }),
         }
-        findings.extend(crate::runtime::host::facts().into_iter().map(|fact| Finding {
-            what: fact.name.into(),
-            ok: fact.ok,
-            why: fact.found,
-            fix: fact.remedy,
-        }));
         findings
     }
 
     async fn list_interfaces(&self) -> anyhow::Result<Vec<Interface>> {
-        let dataplane = self.drivers.dataplane.clone();
-        let reports = tokio::task::spawn_blocking(move || dataplane.interfaces()).await??;
+        let reports = crate::agent::locked(&self.drivers.dataplane).interfaces().to_vec();
         let addresses = self.drivers.network.uplinks().await?.addresses;
         Ok(reports
             .into_iter()
@@ -177,9 +170,9 @@ impl Daemon {
                     .filter(|own| own.interface == report.name)
                     .map(|own| format!("{}/{}", own.address, own.prefix))
                     .collect(),
-                attachment: report.mode.to_string(),
+                attachment: report.mode.map_or("none", |mode| mode.as_str()).into(),
                 why: report.why,
-                driver: report.driver,
+                driver: String::new(),
                 name: report.name,
             })
             .collect())
@@ -190,18 +183,11 @@ impl Daemon {
         let volumes = self.drivers.volumes.list()?;
         let state_dir = self.config.state_dir.clone();
         tokio::task::spawn_blocking(move || {
-            let containers = state_dir.join("containers");
-            let (mut layers, mut logs) = (0, 0);
-            for entry in std::fs::read_dir(&containers).into_iter().flatten().flatten() {
-                let overlay = tree_bytes(&entry.path().join("overlay"));
-                layers += overlay;
-                logs += tree_bytes(&entry.path()) - overlay;
-            }
             Ok(DiskUsage {
                 images_bytes: images.blobs + images.layers,
                 images_reclaimable_bytes: images.reclaimable,
-                containers_bytes: layers,
-                logs_bytes: logs,
+                containers_bytes: tree_bytes(&state_dir.join("containers")),
+                logs_bytes: tree_bytes(&crate::agent::logs_dir(&state_dir)),
                 volumes: volumes.iter().map(|(name, path)| (name.clone(), tree_bytes(path))).collect::<BTreeMap<_, _>>(),
                 state_bytes: tree_bytes(&state_dir.join("raft")) + tree_bytes(&state_dir.join("ledger")),
             })
