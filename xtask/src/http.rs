@@ -25,8 +25,7 @@ pub(crate) struct Answer {
 
 /// `GET path` from the server that listens on a unix socket.
 pub(crate) fn get(socket: &Path, path: &str) -> Result<Answer> {
-    let stream =
-        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     ask(stream, path).with_context(|| format!("GET {path} from {}", socket.display()))
@@ -40,18 +39,9 @@ fn ask(mut stream: impl Read + Write, path: &str) -> Result<Answer> {
 }
 
 fn parsed(answer: &str) -> Result<Answer> {
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("the answer has no end of header")?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .context("the answer has no status code")?;
-    Ok(Answer {
-        status,
-        body: body.to_owned(),
-    })
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of header")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("the answer has no status code")?;
+    Ok(Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -60,24 +50,13 @@ mod tests {
 
     #[test]
     fn status_and_body_are_read_from_an_answer() {
-        let answer = parsed(
-            "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n{\"message\":\"no\"}",
-        )
-        .unwrap();
-        assert_eq!(
-            answer,
-            Answer {
-                status: 404,
-                body: "{\"message\":\"no\"}".to_owned()
-            }
-        );
+        let answer =
+            parsed("HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n{\"message\":\"no\"}").unwrap();
+        assert_eq!(answer, Answer { status: 404, body: "{\"message\":\"no\"}".to_owned() });
     }
 
     #[test]
     fn a_cut_answer_is_an_error() {
-        assert_eq!(
-            parsed("HTTP/1.1 200 OK\r\n").unwrap_err().to_string(),
-            "the answer has no end of header"
-        );
+        assert_eq!(parsed("HTTP/1.1 200 OK\r\n").unwrap_err().to_string(), "the answer has no end of header");
     }
 }

@@ -30,13 +30,7 @@ pub(crate) enum Image {
     Postgres,
 }
 
-const ALL: [Image; 5] = [
-    Image::Whoami,
-    Image::Busybox,
-    Image::Nginx,
-    Image::Redis,
-    Image::Postgres,
-];
+const ALL: [Image; 5] = [Image::Whoami, Image::Busybox, Image::Nginx, Image::Redis, Image::Postgres];
 
 impl Image {
     fn name(self) -> &'static str {
@@ -68,8 +62,7 @@ pub(crate) fn run(names: &[Image]) -> Result<ExitCode> {
 /// Makes one image's archive, unless a fresh one is there.
 pub(crate) fn make(image: Image) -> Result<PathBuf> {
     let archive = paths::images().join(format!("{}.tar", image.name()));
-    fs::create_dir_all(paths::images())
-        .with_context(|| format!("create {}", paths::images().display()))?;
+    fs::create_dir_all(paths::images()).with_context(|| format!("create {}", paths::images().display()))?;
     match image {
         Image::Whoami => whoami(&archive)?,
         _ => {
@@ -86,17 +79,8 @@ pub(crate) fn make(image: Image) -> Result<PathBuf> {
 /// Compiles the program of the image `whoami`: static, so that it is all the image needs.
 pub(crate) fn build_whoami() -> Result<()> {
     let mut build = cargo();
-    build.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "--manifest-path",
-        "images/whoami/Cargo.toml",
-    ]);
-    build
-        .arg("--target-dir")
-        .arg(paths::target().join("whoami"));
+    build.args(["build", "--quiet", "--release", "--locked", "--manifest-path", "images/whoami/Cargo.toml"]);
+    build.arg("--target-dir").arg(paths::target().join("whoami"));
     build.env("RUSTFLAGS", "-C target-feature=+crt-static");
     process::run(&mut build)
 }
@@ -111,8 +95,7 @@ fn whoami(archive: &Path) -> Result<()> {
         return Ok(());
     }
     let root = Scratch::new("whoami")?;
-    fs::copy(&program, root.path().join("whoami"))
-        .with_context(|| format!("copy {}", program.display()))?;
+    fs::copy(&program, root.path().join("whoami")).with_context(|| format!("copy {}", program.display()))?;
     let config: Config = serde_json::from_value(serde_json::json!({
         "Entrypoint": ["/whoami"],
         "ExposedPorts": { "80/tcp": {} },
@@ -121,9 +104,7 @@ fn whoami(archive: &Path) -> Result<()> {
 }
 
 fn newer(file: &Path, than: SystemTime) -> bool {
-    fs::metadata(file)
-        .and_then(|data| data.modified())
-        .is_ok_and(|made| made > than)
+    fs::metadata(file).and_then(|data| data.modified()).is_ok_and(|made| made > than)
 }
 
 /// When the youngest file below a folder changed.
@@ -131,11 +112,7 @@ fn newest(folder: &Path) -> Result<SystemTime> {
     let mut latest = SystemTime::UNIX_EPOCH;
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let entry = entry?;
-        let time = if entry.file_type()?.is_dir() {
-            newest(&entry.path())?
-        } else {
-            entry.metadata()?.modified()?
-        };
+        let time = if entry.file_type()?.is_dir() { newest(&entry.path())? } else { entry.metadata()?.modified()? };
         latest = latest.max(time);
     }
     Ok(latest)

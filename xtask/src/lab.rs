@@ -119,8 +119,7 @@ impl Lab {
 
     fn save(&self, folder: &Folder) -> Result<()> {
         let path = folder.description();
-        fs::write(&path, serde_json::to_string_pretty(self)?)
-            .with_context(|| format!("write {}", path.display()))
+        fs::write(&path, serde_json::to_string_pretty(self)?).with_context(|| format!("write {}", path.display()))
     }
 
     fn is_up(folder: &Folder) -> Result<Self> {
@@ -128,9 +127,7 @@ impl Lab {
     }
 
     fn places(&self) -> impl Iterator<Item = Place> {
-        [Place::Switch, Place::Client]
-            .into_iter()
-            .chain((1..=self.nodes).map(Place::Node))
+        [Place::Switch, Place::Client].into_iter().chain((1..=self.nodes).map(Place::Node))
     }
 }
 
@@ -165,10 +162,7 @@ pub(crate) fn up(folder: &Folder, options: &Up) -> Result<()> {
     let mut claim = Claim::take(folder.path())?;
     if let Some(lab) = Lab::load(folder)? {
         if !(options.for_test && lab.for_test) {
-            bail!(
-                "a lab is up in {}: use it, or end it by `cargo xtask lab down`",
-                folder.path().display()
-            );
+            bail!("a lab is up in {}: use it, or end it by `cargo xtask lab down`", folder.path().display());
         }
         remove(folder, &mut claim)?;
     }
@@ -185,10 +179,7 @@ pub(crate) fn up(folder: &Folder, options: &Up) -> Result<()> {
 fn build_up(folder: &Folder, options: &Up) -> Result<()> {
     let managers = options.managers.unwrap_or(options.nodes.min(3));
     if managers == 0 || managers > options.nodes {
-        bail!(
-            "--managers {managers} does not fit --nodes {}",
-            options.nodes
-        );
+        bail!("--managers {managers} does not fit --nodes {}", options.nodes);
     }
     let binaries = options.binaries.clone().unwrap_or_else(paths::release);
     let binaries = std::path::absolute(&binaries)?;
@@ -201,8 +192,7 @@ fn build_up(folder: &Folder, options: &Up) -> Result<()> {
         binaries,
         namespaces: BTreeSet::new(),
     };
-    fs::create_dir_all(folder.path())
-        .with_context(|| format!("create {}", folder.path().display()))?;
+    fs::create_dir_all(folder.path()).with_context(|| format!("create {}", folder.path().display()))?;
     lab.save(folder)?;
     make_network(folder, &mut lab)?;
     if !lab.empty {
@@ -213,11 +203,7 @@ fn build_up(folder: &Folder, options: &Up) -> Result<()> {
 
 fn make_network(folder: &Folder, lab: &mut Lab) -> Result<()> {
     let resolv = folder.path().join("resolv.conf");
-    fs::write(
-        &resolv,
-        format!("nameserver {}\n", Place::Client.address4()),
-    )
-    .context("write resolv.conf")?;
+    fs::write(&resolv, format!("nameserver {}\n", Place::Client.address4())).context("write resolv.conf")?;
     namespace::prepare(folder)?;
     let places: Vec<Place> = lab.places().collect();
     for place in places {
@@ -250,20 +236,13 @@ fn start_daemons(folder: &Folder, lab: &Lab) -> Result<()> {
             daemon::ready(folder, 1)?;
             if lab.nodes > 1 {
                 let found = daemon::tokens(folder).with_context(|| {
-                    format!(
-                        "n1 lets no further node join, so {} nodes need --bare, or take --nodes 1",
-                        lab.nodes
-                    )
+                    format!("n1 lets no further node join, so {} nodes need --bare, or take --nodes 1", lab.nodes)
                 })?;
                 tokens = Some(found);
             }
         }
     }
-    if lab.bare {
-        Ok(())
-    } else {
-        daemon::ready(folder, lab.nodes)
-    }
+    if lab.bare { Ok(()) } else { daemon::ready(folder, lab.nodes) }
 }
 
 fn start(folder: &Folder, node: u8) -> Result<()> {
@@ -274,10 +253,7 @@ fn start(folder: &Folder, node: u8) -> Result<()> {
 fn member(folder: &Folder, node: u8) -> Result<u8> {
     let lab = Lab::is_up(folder)?;
     if node > lab.nodes {
-        bail!(
-            "the lab has no node n{node}: its nodes are n1 to n{}",
-            lab.nodes
-        );
+        bail!("the lab has no node n{node}: its nodes are n1 to n{}", lab.nodes);
     }
     Ok(node)
 }
@@ -306,22 +282,12 @@ fn exec(folder: &Folder, place: Place, words: &[OsString]) -> Result<ExitCode> {
     let error = command.exec();
     // What shells answer: 127 for a command that is not there, 126 for one that cannot run.
     eprintln!("error: run {}: {error}", words[0].to_string_lossy());
-    Ok(ExitCode::from(
-        if error.kind() == std::io::ErrorKind::NotFound {
-            127
-        } else {
-            126
-        },
-    ))
+    Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }))
 }
 
 fn environment(folder: &Folder, lab: &Lab, place: Place, words: &[OsString]) -> Command {
     // The client has no daemon; it talks to the first node's.
-    let number = if let Place::Node(number) = place {
-        number
-    } else {
-        1
-    };
+    let number = if let Place::Node(number) = place { number } else { 1 };
     let host = format!("unix://{}", folder.node(number).socket().display());
     let mut path = lab.binaries.clone().into_os_string();
     path.push(":");
@@ -329,11 +295,7 @@ fn environment(folder: &Folder, lab: &Lab, place: Place, words: &[OsString]) -> 
     // A user's PATH on Debian lacks these, and on a node one looks at links and rules.
     path.push(":/usr/sbin:/sbin");
     let mut command = Command::new(&words[0]);
-    command
-        .args(&words[1..])
-        .env("EDGE_HOST", &host)
-        .env("DOCKER_HOST", &host)
-        .env("PATH", path);
+    command.args(&words[1..]).env("EDGE_HOST", &host).env("DOCKER_HOST", &host).env("PATH", path);
     command
 }
 
@@ -344,24 +306,14 @@ pub(crate) fn command_in(folder: &Folder, place: Place, words: &[&str]) -> Resul
     let wanted = environment(folder, &lab, place, &words);
     let program = paths_in(&wanted, &words[0]);
     let mut command = namespace::inside(folder, place, program, &words[1..]);
-    command.envs(
-        wanted
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    command.envs(wanted.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Ok(command)
 }
 
 /// `nsenter` itself is found by this process' PATH, the program in it by the command's.
 fn paths_in(command: &Command, program: &OsString) -> OsString {
-    let path = command
-        .get_envs()
-        .find(|(name, _)| *name == "PATH")
-        .and_then(|(_, value)| value)
-        .unwrap_or_default();
-    let found = std::env::split_paths(path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file());
+    let path = command.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, value)| value).unwrap_or_default();
+    let found = std::env::split_paths(path).map(|dir| dir.join(program)).find(|file| file.is_file());
     found.map_or_else(|| program.clone(), PathBuf::into_os_string)
 }
 
@@ -370,25 +322,14 @@ fn status(folder: &Folder) -> Result<()> {
         println!("no lab is up");
         return Ok(());
     };
-    println!(
-        "{:<7} {:<12} {:<8} {:<10} {:<8} LOG",
-        "PLACE", "IPV4", "IPV6", "EDGED", "ANSWERS"
-    );
+    println!("{:<7} {:<12} {:<8} {:<10} {:<8} LOG", "PLACE", "IPV4", "IPV6", "EDGED", "ANSWERS");
     for place in lab.places().filter(|place| *place != Place::Switch) {
         let (edged, answers, log) = match place {
             Place::Node(number) => node_status(folder, number),
             _ => ("-".to_owned(), "-", String::new()),
         };
-        let place_name = if namespace::exists(folder, place) {
-            place.to_string()
-        } else {
-            format!("{place} (gone)")
-        };
-        println!(
-            "{place_name:<7} {:<12} {:<8} {edged:<10} {answers:<8} {log}",
-            place.address4(),
-            place.address6()
-        );
+        let place_name = if namespace::exists(folder, place) { place.to_string() } else { format!("{place} (gone)") };
+        println!("{place_name:<7} {:<12} {:<8} {edged:<10} {answers:<8} {log}", place.address4(), place.address6());
     }
     for (a, b) in wiring::cuts(folder)? {
         println!("cut: {a} {b}");
@@ -398,10 +339,7 @@ fn status(folder: &Folder) -> Result<()> {
 
 fn node_status(folder: &Folder, number: u8) -> (String, &'static str, String) {
     let node = folder.node(number);
-    let edged = daemon::running(&node).map_or_else(
-        || "down".to_owned(),
-        |process| format!("pid {}", process.pid),
-    );
+    let edged = daemon::running(&node).map_or_else(|| "down".to_owned(), |process| format!("pid {}", process.pid));
     let answers = match crate::http::get(&node.socket(), "/_ping") {
         Ok(answer) if answer.status == 200 => "yes",
         _ => "no",
@@ -411,10 +349,7 @@ fn node_status(folder: &Folder, number: u8) -> (String, &'static str, String) {
 
 /// A path as one would type it from the repository's root.
 fn shortened(path: &Path) -> String {
-    path.strip_prefix(paths::root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(paths::root()).unwrap_or(path).display().to_string()
 }
 
 /// Takes the lab down and says what was checked.
@@ -423,9 +358,7 @@ pub(crate) fn down(folder: &Folder, quiet: bool) -> Result<()> {
     let was_up = folder.path().exists();
     remove(folder, &mut claim)?;
     if was_up || !quiet {
-        step(
-            "lab down; checked: no process, namespace, mount, cgroup, link, pinned map or file of it is left",
-        );
+        step("lab down; checked: no process, namespace, mount, cgroup, link, pinned map or file of it is left");
     }
     Ok(())
 }
@@ -437,13 +370,9 @@ fn remove(folder: &Folder, claim: &mut Claim) -> Result<()> {
     for number in 1..=lab.nodes {
         take_node_down(folder, &lab, number, &mut problems);
     }
-    let mut note =
-        |result: Result<()>| problems.extend(result.err().map(|error| format!("{error:#}")));
+    let mut note = |result: Result<()>| problems.extend(result.err().map(|error| format!("{error:#}")));
     // Everything in the client and the switch, shells and servers started by `lab exec`, and what outlived its daemon.
-    note(
-        leftovers::processes(folder, &lab.namespaces)
-            .and_then(|processes| leftovers::kill(&processes)),
-    );
+    note(leftovers::processes(folder, &lab.namespaces).and_then(|processes| leftovers::kill(&processes)));
     for problem in leftovers::remove_cgroups() {
         note(Err(anyhow::Error::msg(problem)));
     }
@@ -459,18 +388,13 @@ fn remove(folder: &Folder, claim: &mut Claim) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    bail!(
-        "the lab did not go without trouble:\n  {}",
-        problems.join("\n  ")
-    )
+    bail!("the lab did not go without trouble:\n  {}", problems.join("\n  "))
 }
 
 /// Has a node's daemon end and remove what it made; whatever it forgot is a defect of the daemon and reported as such.
 fn take_node_down(folder: &Folder, lab: &Lab, number: u8, problems: &mut Vec<String>) {
     let place = Place::Node(number);
-    let mut note = |result: Result<()>| {
-        problems.extend(result.err().map(|error| format!("{place}: {error:#}")))
-    };
+    let mut note = |result: Result<()>| problems.extend(result.err().map(|error| format!("{place}: {error:#}")));
     note(daemon::stop(folder, number));
     if lab.empty || !namespace::exists(folder, place) || !folder.node(number).config().exists() {
         return;
@@ -483,32 +407,20 @@ fn take_node_down(folder: &Folder, lab: &Lab, number: u8, problems: &mut Vec<Str
     }
     note(daemon::reset(folder, number, &lab.binaries));
     match leftovers::on_node(folder, number) {
-        Ok(left) => problems.extend(
-            left.into_iter()
-                .map(|what| format!("edged reset left on {what}")),
-        ),
-        Err(error) => problems.push(format!(
-            "look what `edged reset` left on {place}: {error:#}"
-        )),
+        Ok(left) => problems.extend(left.into_iter().map(|what| format!("edged reset left on {what}"))),
+        Err(error) => problems.push(format!("look what `edged reset` left on {place}: {error:#}")),
     }
     let mark = daemon::key(number);
-    let cgroups = leftovers::cgroups().into_iter().filter(|path| {
-        path.components()
-            .any(|part| part.as_os_str().to_string_lossy().contains(&mark))
-    });
-    problems.extend(
-        cgroups.map(|path| format!("edged reset left on {place}: cgroup {}", path.display())),
-    );
+    let cgroups = leftovers::cgroups()
+        .into_iter()
+        .filter(|path| path.components().any(|part| part.as_os_str().to_string_lossy().contains(&mark)));
+    problems.extend(cgroups.map(|path| format!("edged reset left on {place}: cgroup {}", path.display())));
 }
 
 fn remove_folder(folder: &Folder) -> Result<()> {
     let mounts = namespace::mounts_below(folder.path())?;
     if !mounts.is_empty() {
-        bail!(
-            "{} is kept because of mounts in it: {}",
-            folder.path().display(),
-            mounts.join(", ")
-        );
+        bail!("{} is kept because of mounts in it: {}", folder.path().display(), mounts.join(", "));
     }
     match fs::remove_dir_all(folder.path()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -32,9 +32,7 @@ fn quoted(word: &OsStr) -> String {
 
 /// Runs a command with this process' standard streams.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("run `{}`", shown(command)))?;
+    let status = command.status().with_context(|| format!("run `{}`", shown(command)))?;
     if !status.success() {
         bail!("`{}` ended with {status}", shown(command));
     }
@@ -49,21 +47,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 /// Like [`output`], with `input` on the command's standard input.
 pub(crate) fn fed(command: &mut Command, input: &str) -> Result<String> {
     let line = shown(command);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run `{line}`"))?;
-    let mut stdin = child
-        .stdin
-        .take()
-        .expect("standard input was asked to be a pipe");
+    let mut stdin = child.stdin.take().expect("standard input was asked to be a pipe");
     // A command that ends before it has read its input says why on its standard error.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    let output = child
-        .wait_with_output()
-        .with_context(|| format!("wait for `{line}`"))?;
+    let output = child.wait_with_output().with_context(|| format!("wait for `{line}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`{line}` ended with {}: {}", output.status, said.trim());
@@ -91,14 +81,7 @@ pub(crate) fn cargo() -> Command {
 
 /// Builds the release binaries of the product; nothing happens where they are fresh.
 pub(crate) fn build_release() -> Result<()> {
-    run(cargo().args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "orchestrator",
-        "--bins",
-    ]))
+    run(cargo().args(["build", "--quiet", "--release", "--package", "orchestrator", "--bins"]))
 }
 
 #[cfg(test)]
@@ -113,8 +96,7 @@ mod tests {
 
     #[test]
     fn a_failing_command_is_named_with_what_it_said() {
-        let error =
-            output(&mut command("sh", ["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
+        let error = output(&mut command("sh", ["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`sh -c 'echo no such thing >&2; exit 3'` ended with exit status: 3: no such thing"

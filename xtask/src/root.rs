@@ -35,10 +35,6 @@ fn again_under_sudo(why: &str) -> Result<Infallible> {
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let this = std::env::current_exe().context("find this program's file")?;
     let mut command = Command::new("sudo");
-    command
-        .args(["--preserve-env", "env"])
-        .arg(path)
-        .arg(this)
-        .args(std::env::args_os().skip(1));
+    command.args(["--preserve-env", "env"]).arg(path).arg(this).args(std::env::args_os().skip(1));
     Err(command.exec()).context("run sudo")
 }

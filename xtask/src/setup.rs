@@ -36,28 +36,17 @@ fn components() -> Result<()> {
     };
     let missing: Vec<&str> = [("clippy", "cargo-clippy"), ("rustfmt", "rustfmt")]
         .into_iter()
-        .filter(|(_, program)| {
-            !std::path::Path::new(&cargo)
-                .with_file_name(program)
-                .exists()
-        })
+        .filter(|(_, program)| !std::path::Path::new(&cargo).with_file_name(program).exists())
         .map(|(component, _)| component)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     for component in &missing {
-        missing_line(
-            component,
-            "`cargo xtask test` checks style and format with it",
-        );
+        missing_line(component, "`cargo xtask test` checks style and format with it");
     }
     if paths::program("rustup").is_none() {
-        bail!(
-            "install {} for the toolchain of {}",
-            missing.join(" and "),
-            cargo.display()
-        );
+        bail!("install {} for the toolchain of {}", missing.join(" and "), cargo.display());
     }
     process::run(command("rustup", ["component", "add"]).args(missing))
 }
@@ -66,10 +55,7 @@ fn nextest() -> Result<()> {
     if paths::program("cargo-nextest").is_some() {
         return Ok(());
     }
-    missing_line(
-        "cargo-nextest",
-        "it runs the tests, each in a process of its own, the lab's one after the other",
-    );
+    missing_line("cargo-nextest", "it runs the tests, each in a process of its own, the lab's one after the other");
     cargo_install("cargo-nextest", NEXTEST, &[], &[])
 }
 
@@ -77,10 +63,7 @@ fn nextest() -> Result<()> {
 fn cargo_install(name: &str, version: &str, args: &[&str], env: &[(&str, String)]) -> Result<()> {
     let mut install = process::cargo();
     // Outside the workspace, so that its settings have no say in how a tool is built.
-    install
-        .current_dir("/")
-        .args(["install", "--locked", "--version", version, name])
-        .args(args);
+    install.current_dir("/").args(["install", "--locked", "--version", version, name]).args(args);
     install.envs(env.iter().map(|(name, value)| (name, value)));
     step(&process::shown(&install));
     process::run(&mut install)

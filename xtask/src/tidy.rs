@@ -27,14 +27,7 @@ struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}: {}",
-            self.file.display(),
-            self.line.max(1),
-            self.what,
-            self.why
-        )
+        write!(f, "{}:{}: {}: {}", self.file.display(), self.line.max(1), self.what, self.why)
     }
 }
 
@@ -58,9 +51,7 @@ fn check(root: &Path) -> Result<Vec<Finding>> {
     for file in files {
         let path = root.join(&file);
         // What is not text has no rules.
-        let Ok(text) =
-            String::from_utf8(fs::read(&path).with_context(|| format!("read {}", path.display()))?)
-        else {
+        let Ok(text) = String::from_utf8(fs::read(&path).with_context(|| format!("read {}", path.display()))?) else {
             continue;
         };
         findings.extend(rules::any_file(&file, &text));
@@ -88,13 +79,7 @@ fn collect(root: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
-                files.push(
-                    entry
-                        .path()
-                        .strip_prefix(root)
-                        .expect("a walk stays below its root")
-                        .to_owned(),
-                );
+                files.push(entry.path().strip_prefix(root).expect("a walk stays below its root").to_owned());
             }
         }
     }
@@ -108,15 +93,7 @@ mod tests {
     #[test]
     fn a_finding_names_file_line_what_and_why() {
         let file = PathBuf::from("orchestrator/src/config.rs");
-        let finding = Finding {
-            file,
-            line: 7,
-            what: "`.unwrap()`".to_owned(),
-            why: "a reason",
-        };
-        assert_eq!(
-            finding.to_string(),
-            "orchestrator/src/config.rs:7: `.unwrap()`: a reason"
-        );
+        let finding = Finding { file, line: 7, what: "`.unwrap()`".to_owned(), why: "a reason" };
+        assert_eq!(finding.to_string(), "orchestrator/src/config.rs:7: `.unwrap()`: a reason");
     }
 }

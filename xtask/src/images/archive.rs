@@ -95,23 +95,11 @@ fn fill(part: &Path, name: &str, root: &Path, config: &Config) -> Result<()> {
 
 /// Writes a folder's files as a layer; its digest and length in bytes.
 fn layer(path: &Path, root: &Path) -> Result<(String, u64)> {
-    let mut tar = crate::process::command(
-        "tar",
-        [
-            "--create",
-            "--sort=name",
-            "--mtime=@0",
-            "--numeric-owner",
-            "--format=pax",
-        ],
-    );
+    let mut tar =
+        crate::process::command("tar", ["--create", "--sort=name", "--mtime=@0", "--numeric-owner", "--format=pax"]);
     // Without these two the archive would name the time and the process that made it.
     tar.arg("--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime");
-    tar.arg("--file")
-        .arg(path)
-        .arg("--directory")
-        .arg(root)
-        .arg(".");
+    tar.arg("--file").arg(path).arg("--directory").arg(root).arg(".");
     crate::process::output(&mut tar)?;
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
@@ -169,10 +157,7 @@ mod tests {
         let root = folder.path().join("root");
         fs::create_dir(&root).unwrap();
         fs::write(root.join("hello"), "world").unwrap();
-        let config = Config {
-            cmd: vec!["/hello".to_owned()],
-            ..Config::default()
-        };
+        let config = Config { cmd: vec!["/hello".to_owned()], ..Config::default() };
         let [first, second] = ["a.tar", "b.tar"].map(|name| folder.path().join(name));
         write(&first, "hello", &root, &config).unwrap();
         write(&second, "hello", &root, &config).unwrap();
@@ -188,10 +173,7 @@ mod tests {
             entry.read_to_end(&mut content).unwrap();
             if path.starts_with("blobs/sha256") {
                 blobs += 1;
-                assert_eq!(
-                    path.file_name().unwrap().to_str().unwrap(),
-                    hex::encode(Sha256::digest(&content))
-                );
+                assert_eq!(path.file_name().unwrap().to_str().unwrap(), hex::encode(Sha256::digest(&content)));
             }
         }
         assert_eq!(blobs, 3);

@@ -52,8 +52,7 @@ const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 pub(super) fn make(recipes: &Path, name: &str, archive: &Path) -> Result<()> {
     let path = recipes.join(format!("{name}.json"));
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let recipe: Recipe =
-        serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    let recipe: Recipe = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
     let root = Scratch::new(name)?;
     lay_base(root.path())?;
     for package in download(&recipe)? {
@@ -73,38 +72,23 @@ fn download(recipe: &Recipe) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     }
     let cache = paths::images().join("packages");
-    fs::create_dir_all(cache.join("partial"))
-        .with_context(|| format!("create {}", cache.display()))?;
+    fs::create_dir_all(cache.join("partial")).with_context(|| format!("create {}", cache.display()))?;
     // To apt this is an empty machine: it names everything that is needed and installs nothing.
     let status = cache.join("no-packages");
     fs::write(&status, "").with_context(|| format!("write {}", status.display()))?;
-    let mut plan = command(
-        "apt-get",
-        [
-            "--yes",
-            "--quiet",
-            "--quiet",
-            "--print-uris",
-            "--no-install-recommends",
-        ],
-    );
-    plan.arg("--option")
-        .arg(format!("Dir::State::status={}", status.display()));
-    plan.arg("--option")
-        .arg(format!("Dir::Cache::archives={}", empty(&cache)?.display()));
+    let mut plan = command("apt-get", ["--yes", "--quiet", "--quiet", "--print-uris", "--no-install-recommends"]);
+    plan.arg("--option").arg(format!("Dir::State::status={}", status.display()));
+    plan.arg("--option").arg(format!("Dir::Cache::archives={}", empty(&cache)?.display()));
     let plan = output(plan.arg("install").args(&recipe.packages))?;
-    let wanted = plan
-        .lines()
-        .filter_map(planned)
-        .filter(|file| !recipe.leave_out.iter().any(|name| name == file.package));
+    let wanted =
+        plan.lines().filter_map(planned).filter(|file| !recipe.leave_out.iter().any(|name| name == file.package));
     wanted.map(|file| fetch(&cache, &file)).collect()
 }
 
 /// An archive folder without packages: apt does not name those it has already.
 fn empty(cache: &Path) -> Result<PathBuf> {
     let path = cache.join("none");
-    fs::create_dir_all(path.join("partial"))
-        .with_context(|| format!("create {}", path.display()))?;
+    fs::create_dir_all(path.join("partial")).with_context(|| format!("create {}", path.display()))?;
     Ok(path)
 }
 
@@ -122,11 +106,7 @@ fn planned(line: &str) -> Option<Planned<'_>> {
     let mut parts = file.strip_suffix(".deb")?.splitn(3, '_');
     let (package, version) = (parts.next()?, parts.next()?);
     // In file names the colon of an epoch is written %3a.
-    Some(Planned {
-        package,
-        exact: format!("{package}={}", version.replace("%3a", ":")),
-        file,
-    })
+    Some(Planned { package, exact: format!("{package}={}", version.replace("%3a", ":")), file })
 }
 
 /// Fetches one package by apt, which checks its signature chain.
@@ -134,16 +114,8 @@ fn fetch(cache: &Path, wanted: &Planned<'_>) -> Result<PathBuf> {
     let path = cache.join(wanted.file);
     if !path.exists() {
         // apt's own unprivileged user cannot write here, and says so at length.
-        let mut download = command(
-            "apt-get",
-            [
-                "--quiet",
-                "--quiet",
-                "--option",
-                "APT::Sandbox::User=root",
-                "download",
-            ],
-        );
+        let mut download =
+            command("apt-get", ["--quiet", "--quiet", "--option", "APT::Sandbox::User=root", "download"]);
         output(download.arg(&wanted.exact).current_dir(cache))?;
     }
     Ok(path)
@@ -172,23 +144,14 @@ fn lay_base(root: &Path) -> Result<()> {
 }
 
 fn unpack(package: &Path, root: &Path) -> Result<()> {
-    let script =
-        r#"dpkg-deb --fsys-tarfile "$1" | tar --extract --keep-directory-symlink --directory "$2""#;
+    let script = r#"dpkg-deb --fsys-tarfile "$1" | tar --extract --keep-directory-symlink --directory "$2""#;
     let mut sh = command("bash", ["-o", "pipefail", "-c", script, "unpack"]);
-    output(sh.arg(package).arg(root))
-        .map(drop)
-        .with_context(|| format!("unpack {}", package.display()))
+    output(sh.arg(package).arg(root)).map(drop).with_context(|| format!("unpack {}", package.display()))
 }
 
 /// What people read is not needed in a test image.
 fn trim(root: &Path) -> Result<()> {
-    for path in [
-        "usr/share/doc",
-        "usr/share/man",
-        "usr/share/locale",
-        "usr/share/lintian",
-        "usr/share/bug",
-    ] {
+    for path in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/bug"] {
         match fs::remove_dir_all(root.join(path)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("remove {path}"))?
@@ -202,18 +165,11 @@ fn trim(root: &Path) -> Result<()> {
 /// A shell and its tools, for start scripts and for people who look into a container; the packages' own programs win.
 fn busybox(root: &Path) -> Result<()> {
     let program = paths::program("busybox").context("find busybox")?;
-    fs::copy(&program, root.join("usr/bin/busybox"))
-        .with_context(|| format!("copy {}", program.display()))?;
-    for applet in output(&mut command(&program, ["--list"]))?
-        .lines()
-        .filter(|name| *name != "busybox")
-    {
-        let taken = ["usr/bin", "usr/sbin"]
-            .iter()
-            .any(|dir| root.join(dir).join(applet).symlink_metadata().is_ok());
+    fs::copy(&program, root.join("usr/bin/busybox")).with_context(|| format!("copy {}", program.display()))?;
+    for applet in output(&mut command(&program, ["--list"]))?.lines().filter(|name| *name != "busybox") {
+        let taken = ["usr/bin", "usr/sbin"].iter().any(|dir| root.join(dir).join(applet).symlink_metadata().is_ok());
         if !taken {
-            symlink("busybox", root.join("usr/bin").join(applet))
-                .with_context(|| format!("link {applet}"))?;
+            symlink("busybox", root.join("usr/bin").join(applet)).with_context(|| format!("link {applet}"))?;
         }
     }
     Ok(())
@@ -224,27 +180,21 @@ fn lay_over(folder: &Path, root: &Path) -> Result<()> {
         return Ok(());
     }
     // Whoever owns the checkout, in the image the files are root's.
-    let mut copy = command(
-        "cp",
-        ["--recursive", "--preserve=mode", "--no-target-directory"],
-    );
+    let mut copy = command("cp", ["--recursive", "--preserve=mode", "--no-target-directory"]);
     run(copy.arg(folder).arg(root))
 }
 
 fn finish(recipe: &Recipe, root: &Path) -> Result<()> {
     for folder in &recipe.folders {
         let path = root.join(folder.path.trim_start_matches('/'));
-        let mode = u32::from_str_radix(&folder.mode, 8)
-            .with_context(|| format!("the mode of {}", folder.path))?;
+        let mode = u32::from_str_radix(&folder.mode, 8).with_context(|| format!("the mode of {}", folder.path))?;
         fs::create_dir_all(&path).with_context(|| format!("create {}", folder.path))?;
-        chown(&path, Some(folder.owner), Some(folder.owner))
-            .with_context(|| format!("chown {}", folder.path))?;
+        chown(&path, Some(folder.owner), Some(folder.owner)).with_context(|| format!("chown {}", folder.path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))
             .with_context(|| format!("chmod {}", folder.path))?;
     }
     for (link, to) in &recipe.links {
-        symlink(to, root.join(link.trim_start_matches('/')))
-            .with_context(|| format!("link {link}"))?;
+        symlink(to, root.join(link.trim_start_matches('/'))).with_context(|| format!("link {link}"))?;
     }
     Ok(())
 }

@@ -13,88 +13,39 @@ use std::{
 };
 
 /// Pushes the image of an archive as `http://REGISTRY/v2/NAME`, tag `latest`.
-pub(crate) fn push(
-    folder: &Folder,
-    from: Place,
-    archive: &Path,
-    registry: &str,
-    name: &str,
-) -> Result<()> {
+pub(crate) fn push(folder: &Folder, from: Place, archive: &Path, registry: &str, name: &str) -> Result<()> {
     let scratch = super::Scratch::new("push")?;
-    let archive_file =
-        File::open(archive).with_context(|| format!("open {}", archive.display()))?;
-    tar::Archive::new(archive_file)
-        .unpack(scratch.path())
-        .with_context(|| format!("unpack {}", archive.display()))?;
+    let archive_file = File::open(archive).with_context(|| format!("open {}", archive.display()))?;
+    tar::Archive::new(archive_file).unpack(scratch.path()).with_context(|| format!("unpack {}", archive.display()))?;
     let index = read_json(&scratch.path().join("index.json"))?;
-    let manifest_digest = index["manifests"][0]["digest"]
-        .as_str()
-        .context("the archive's index names no manifest")?;
+    let manifest_digest = index["manifests"][0]["digest"].as_str().context("the archive's index names no manifest")?;
     let manifest_path = blob(scratch.path(), manifest_digest);
     let manifest = read_json(&manifest_path)?;
-    let layers = manifest["layers"]
-        .as_array()
-        .context("the manifest has no layers")?
-        .iter();
+    let layers = manifest["layers"].as_array().context("the manifest has no layers")?.iter();
     let repository = format!("http://{registry}/v2/{name}");
     for descriptor in layers.chain([&manifest["config"]]) {
-        let digest = descriptor["digest"]
-            .as_str()
-            .context("a descriptor has no digest")?;
+        let digest = descriptor["digest"].as_str().context("a descriptor has no digest")?;
         let location = curl(
             folder,
             from,
-            &[
-                "--request",
-                "POST",
-                "--write-out",
-                "%header{location}",
-                &format!("{repository}/blobs/uploads/"),
-            ],
+            &["--request", "POST", "--write-out", "%header{location}", &format!("{repository}/blobs/uploads/")],
         )?;
         let separator = if location.contains('?') { '&' } else { '?' };
         let to = format!("{location}{separator}digest={digest}");
-        put(
-            folder,
-            from,
-            &blob(scratch.path(), digest),
-            "application/octet-stream",
-            &to,
-        )?;
+        put(folder, from, &blob(scratch.path(), digest), "application/octet-stream", &to)?;
     }
-    put(
-        folder,
-        from,
-        &manifest_path,
-        MANIFEST,
-        &format!("{repository}/manifests/latest"),
-    )
+    put(folder, from, &manifest_path, MANIFEST, &format!("{repository}/manifests/latest"))
 }
 
 fn put(folder: &Folder, from: Place, file: &Path, media_type: &str, url: &str) -> Result<()> {
     let file = file.to_string_lossy();
     let media_type = format!("Content-Type: {media_type}");
-    curl(
-        folder,
-        from,
-        &["--header", &media_type, "--upload-file", &file, url],
-    )
-    .map(drop)
+    curl(folder, from, &["--header", &media_type, "--upload-file", &file, url]).map(drop)
 }
 
 fn curl(folder: &Folder, from: Place, args: &[&str]) -> Result<String> {
-    let words: Vec<&str> = [
-        "curl",
-        "--silent",
-        "--show-error",
-        "--fail",
-        "--output",
-        "/dev/null",
-    ]
-    .iter()
-    .chain(args)
-    .copied()
-    .collect();
+    let words: Vec<&str> =
+        ["curl", "--silent", "--show-error", "--fail", "--output", "/dev/null"].iter().chain(args).copied().collect();
     process::output(&mut lab::command_in(folder, from, &words)?)
 }
 

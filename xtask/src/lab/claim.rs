@@ -34,20 +34,13 @@ impl Claim {
             .with_context(|| format!("open {FILE}"))?;
         flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
         let mut owner = String::new();
-        file.read_to_string(&mut owner)
-            .with_context(|| format!("read {FILE}"))?;
+        file.read_to_string(&mut owner).with_context(|| format!("read {FILE}"))?;
         let owner = Path::new(owner.trim());
         // A folder that is gone left nothing that could be taken down from it.
         if owner != Path::new("") && owner != folder && owner.exists() {
-            bail!(
-                "the lab of another checkout is up in {}: run `cargo xtask lab down` there first",
-                owner.display()
-            );
+            bail!("the lab of another checkout is up in {}: run `cargo xtask lab down` there first", owner.display());
         }
-        Ok(Self {
-            file,
-            folder: folder.to_owned(),
-        })
+        Ok(Self { file, folder: folder.to_owned() })
     }
 
     /// Marks the machine's lab as being up in this folder.

@@ -54,8 +54,7 @@ pub(super) enum Entry {
 /// Writes a node's configuration file.
 pub(super) fn configure(folder: &Folder, number: u8, entry: &Entry) -> Result<()> {
     let node = folder.node(number);
-    fs::create_dir_all(node.state())
-        .with_context(|| format!("create {}", node.state().display()))?;
+    fs::create_dir_all(node.state()).with_context(|| format!("create {}", node.state().display()))?;
     let text = configuration(&node, number, entry);
     fs::write(node.config(), text).with_context(|| format!("write {}", node.config().display()))
 }
@@ -65,10 +64,7 @@ fn configuration(node: &NodeFolder, number: u8, entry: &Entry) -> String {
     let entry = match entry {
         Entry::Init => "init = true\n".to_owned(),
         Entry::Join(token) => {
-            format!(
-                "join-token = {token:?}\njoin-addresses = [\"{}:2377\"]\n",
-                Place::Node(1).address4()
-            )
+            format!("join-token = {token:?}\njoin-addresses = [\"{}:2377\"]\n", Place::Node(1).address4())
         }
         Entry::Wait => String::new(),
     };
@@ -95,32 +91,17 @@ pub(super) fn start(folder: &Folder, number: u8, binaries: &Path) -> Result<()> 
         .open(node.log())
         .with_context(|| format!("open {}", node.log().display()))?;
     let program = binaries.join("edged");
-    let mut edged = inside(
-        folder,
-        Place::Node(number),
-        &program,
-        ["--config".as_ref(), node.config().as_os_str()],
-    );
+    let mut edged = inside(folder, Place::Node(number), &program, ["--config".as_ref(), node.config().as_os_str()]);
     edged.env(MARK, folder.path()).current_dir("/");
-    edged
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    edged.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // A group of its own: Ctrl-C in a terminal is for the verb, not for the daemon.
     edged.process_group(0);
-    let child = edged
-        .spawn()
-        .with_context(|| format!("start `{}`", shown(&edged)))?;
-    let process =
-        Process::of(child.id()).with_context(|| format!("{} ended at once", program.display()))?;
-    fs::write(node.pid(), process.to_string())
-        .with_context(|| format!("write {}", node.pid().display()))?;
+    let child = edged.spawn().with_context(|| format!("start `{}`", shown(&edged)))?;
+    let process = Process::of(child.id()).with_context(|| format!("{} ended at once", program.display()))?;
+    fs::write(node.pid(), process.to_string()).with_context(|| format!("write {}", node.pid().display()))?;
     answers(&node, &process).with_context(|| {
         let tail = node.log_tail().unwrap_or_default();
-        format!(
-            "edged of n{number} does not come up; the end of {}:\n{tail}",
-            node.log().display()
-        )
+        format!("edged of n{number} does not come up; the end of {}:\n{tail}", node.log().display())
     })
 }
 
@@ -141,18 +122,11 @@ fn answers(node: &NodeFolder, process: &Process) -> Result<()> {
 /// Waits until the first `count` nodes are ready, as the cluster's first node sees them.
 pub(super) fn ready(folder: &Folder, count: u8) -> Result<()> {
     let socket = folder.node(1).socket();
-    let want: Vec<String> = (1..=count)
-        .map(|number| Place::Node(number).to_string())
-        .collect();
+    let want: Vec<String> = (1..=count).map(|number| Place::Node(number).to_string()).collect();
     wait(READY_WITHIN, || {
         let answer = http::get(&socket, "/nodes").map_err(|error| Pending(format!("{error:#}")))?;
         if answer.status != 200 {
-            return Err(Pending(format!(
-                "GET /nodes answers {}: {}",
-                answer.status,
-                answer.body.trim()
-            ))
-            .into());
+            return Err(Pending(format!("GET /nodes answers {}: {}", answer.status, answer.body.trim())).into());
         }
         let ready = ready_nodes(&answer.body)?;
         match want.iter().find(|name| !ready.contains(name)) {
@@ -160,44 +134,25 @@ pub(super) fn ready(folder: &Folder, count: u8) -> Result<()> {
             Some(name) => Err(Pending(format!("{name} is not ready; ready: {ready:?}")).into()),
         }
     })
-    .with_context(|| {
-        format!(
-            "the cluster of {count} does not get ready; see {}",
-            folder.node(1).log().display()
-        )
-    })
+    .with_context(|| format!("the cluster of {count} does not get ready; see {}", folder.node(1).log().display()))
 }
 
 fn ready_nodes(body: &str) -> Result<Vec<String>> {
-    let nodes: serde_json::Value =
-        serde_json::from_str(body).context("GET /nodes answers no JSON")?;
-    let nodes = nodes
-        .as_array()
-        .context("GET /nodes answers no list")?
-        .iter();
+    let nodes: serde_json::Value = serde_json::from_str(body).context("GET /nodes answers no JSON")?;
+    let nodes = nodes.as_array().context("GET /nodes answers no list")?.iter();
     let ready = nodes.filter(|node| node["Status"]["State"] == "ready");
-    Ok(ready
-        .filter_map(|node| node["Description"]["Hostname"].as_str())
-        .map(str::to_owned)
-        .collect())
+    Ok(ready.filter_map(|node| node["Description"]["Hostname"].as_str()).map(str::to_owned).collect())
 }
 
 /// The tokens that let further nodes in: as manager and as worker.
 pub(super) fn tokens(folder: &Folder) -> Result<(String, String)> {
     let answer = http::get(&folder.node(1).socket(), "/swarm")?;
     if answer.status != 200 {
-        bail!(
-            "GET /swarm answers {}: {}",
-            answer.status,
-            answer.body.trim()
-        );
+        bail!("GET /swarm answers {}: {}", answer.status, answer.body.trim());
     }
-    let cluster: serde_json::Value =
-        serde_json::from_str(&answer.body).context("GET /swarm answers no JSON")?;
+    let cluster: serde_json::Value = serde_json::from_str(&answer.body).context("GET /swarm answers no JSON")?;
     let token = |role: &str| cluster["JoinTokens"][role].as_str().map(str::to_owned);
-    token("Manager")
-        .zip(token("Worker"))
-        .context("GET /swarm names no join tokens")
+    token("Manager").zip(token("Worker")).context("GET /swarm names no join tokens")
 }
 
 /// Ends a node's daemon with SIGTERM, and with SIGKILL where that is not heard.
@@ -214,19 +169,10 @@ fn end(node: &NodeFolder, signals: &[Signal]) -> Result<()> {
     for signal in signals {
         let Some(process) = running(node) else { break };
         process.signal(*signal)?;
-        let ended = wait(ENDS_WITHIN, || {
-            if process.lives() {
-                Err(Pending("it runs".to_owned()).into())
-            } else {
-                Ok(())
-            }
-        });
+        let ended =
+            wait(ENDS_WITHIN, || if process.lives() { Err(Pending("it runs".to_owned()).into()) } else { Ok(()) });
         if ended.is_err() {
-            eprintln!(
-                "edged (pid {}) does not end by {signal:?} within {} s",
-                process.pid,
-                ENDS_WITHIN.as_secs()
-            );
+            eprintln!("edged (pid {}) does not end by {signal:?} within {} s", process.pid, ENDS_WITHIN.as_secs());
         }
     }
     match running(node) {
@@ -241,17 +187,8 @@ pub(super) fn reset(folder: &Folder, number: u8, binaries: &Path) -> Result<()> 
     let arguments = ["reset".as_ref(), "--config".as_ref(), config.as_os_str()];
     let limit = format!("{}s", RESET_WITHIN.as_secs());
     let edged = binaries.join("edged");
-    let words = [
-        "--kill-after=5s".as_ref(),
-        limit.as_ref(),
-        edged.as_os_str(),
-    ];
-    let mut reset = inside(
-        folder,
-        Place::Node(number),
-        "timeout",
-        words.into_iter().chain(arguments),
-    );
+    let words = ["--kill-after=5s".as_ref(), limit.as_ref(), edged.as_os_str()];
+    let mut reset = inside(folder, Place::Node(number), "timeout", words.into_iter().chain(arguments));
     output(reset.current_dir("/")).map(drop)
 }
 
@@ -272,18 +209,12 @@ impl Process {
     /// A process that runs; zombies do not.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        Some(Self {
-            pid,
-            started: start_time(&stat)?,
-        })
+        Some(Self { pid, started: start_time(&stat)? })
     }
 
     fn parse(text: &str) -> Option<Self> {
         let (pid, started) = text.trim().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            started: started.parse().ok()?,
-        })
+        Some(Self { pid: pid.parse().ok()?, started: started.parse().ok()? })
     }
 
     pub(super) fn lives(&self) -> bool {
@@ -291,15 +222,10 @@ impl Process {
     }
 
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("a pid is a positive number")?;
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("a pid is a positive number")?;
         match kill_process(pid, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("send {signal:?} to pid {}", self.pid))
-            }
+            Err(error) => Err(error).with_context(|| format!("send {signal:?} to pid {}", self.pid)),
         }
     }
 }
@@ -369,21 +295,14 @@ mod tests {
              insecure-registries = [\"10.99.0.254:5000\", \"127.0.0.1:5000\"]\ninit = true\n"
         );
         let joining = configuration(&folder.node(2), 2, &Entry::Join("EDGE-1-a-b".to_owned()));
-        assert!(
-            joining
-                .ends_with("join-token = \"EDGE-1-a-b\"\njoin-addresses = [\"10.99.0.1:2377\"]\n"),
-            "{joining}"
-        );
+        assert!(joining.ends_with("join-token = \"EDGE-1-a-b\"\njoin-addresses = [\"10.99.0.1:2377\"]\n"), "{joining}");
     }
 
     #[test]
     fn the_start_time_is_found_behind_a_name_with_brackets_and_blanks() {
         let after = "S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
         assert_eq!(start_time(&format!("7 (a) b (c)) {after}")), Some(4242));
-        assert_eq!(
-            start_time("7 (dead) Z 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0"),
-            None
-        );
+        assert_eq!(start_time("7 (dead) Z 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 0 0"), None);
     }
 
     #[test]
@@ -391,13 +310,7 @@ mod tests {
         let this = Process::of(std::process::id()).unwrap();
         assert!(this.lives());
         assert_eq!(Process::parse(&this.to_string()).as_ref(), Some(&this));
-        assert!(
-            !Process {
-                started: this.started + 1,
-                ..this
-            }
-            .lives()
-        );
+        assert!(!Process { started: this.started + 1, ..this }.lives());
     }
 
     #[test]

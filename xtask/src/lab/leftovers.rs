@@ -41,10 +41,7 @@ pub(super) fn on_node(folder: &Folder, number: u8) -> Result<Vec<String>> {
         folder.node(number).path().display()
     );
     let found = output(&mut namespace::inside(folder, place, "sh", ["-c", &script]))?;
-    Ok(found
-        .lines()
-        .map(|line| format!("{place}: {line}"))
-        .collect())
+    Ok(found.lines().map(|line| format!("{place}: {line}")).collect())
 }
 
 /// The lab's processes: those in its namespaces, with its mark in their environment, or in its cgroups.
@@ -55,33 +52,23 @@ pub(super) fn processes(folder: &Folder, namespaces: &BTreeSet<String>) -> Resul
         .context("read /proc")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let ours = |pid: &u32| {
-        *pid != this
-            && (in_namespace(*pid, namespaces) || has_environment(*pid, &mark) || in_cgroup(*pid))
-    };
+    let ours =
+        |pid: &u32| *pid != this && (in_namespace(*pid, namespaces) || has_environment(*pid, &mark) || in_cgroup(*pid));
     Ok(pids.filter(ours).filter_map(Process::of).collect())
 }
 
 fn in_namespace(pid: u32, namespaces: &BTreeSet<String>) -> bool {
     let namespace = |kind: &&str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
-    namespace::KINDS
-        .iter()
-        .filter_map(namespace)
-        .any(|link| namespaces.contains(&*link.to_string_lossy()))
+    namespace::KINDS.iter().filter_map(namespace).any(|link| namespaces.contains(&*link.to_string_lossy()))
 }
 
 fn has_environment(pid: u32, mark: &[u8]) -> bool {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment
-        .split(|byte| *byte == 0)
-        .any(|variable| variable == mark)
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark)
 }
 
 fn in_cgroup(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .unwrap_or_default()
-        .lines()
-        .any(is_marked)
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default().lines().any(is_marked)
 }
 
 /// Whether a cgroup's path is a lab node's.
@@ -101,11 +88,9 @@ pub(super) fn kill(processes: &[Process]) -> Result<()> {
     for process in processes {
         process.signal(Signal::KILL)?;
     }
-    wait(KILLED_WITHIN, || {
-        match processes.iter().find(|process| process.lives()) {
-            Some(process) => Err(Pending(format!("{} still runs", described(process))).into()),
-            None => Ok(()),
-        }
+    wait(KILLED_WITHIN, || match processes.iter().find(|process| process.lives()) {
+        Some(process) => Err(Pending(format!("{} still runs", described(process))).into()),
+        None => Ok(()),
     })
 }
 
@@ -121,10 +106,7 @@ fn collect(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
     };
-    for entry in entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-    {
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         let path = entry.path();
         if is_marked(&path.to_string_lossy()) {
             found.push(path.clone());
@@ -138,9 +120,7 @@ fn collect(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
 /// Removes cgroups that have no process left.
 pub(super) fn remove_cgroups() -> Vec<String> {
     let remove = |path: PathBuf| match fs::remove_dir(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Some(format!("cgroup {}: {error}", path.display()))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Some(format!("cgroup {}: {error}", path.display())),
         _ => None,
     };
     cgroups().into_iter().filter_map(remove).collect()
@@ -150,25 +130,13 @@ pub(super) fn remove_cgroups() -> Vec<String> {
 pub(super) fn all(folder: &Folder, namespaces: &BTreeSet<String>) -> Result<Vec<String>> {
     let processes = processes(folder, namespaces)?;
     let mounts = namespace::mounts_below(folder.path())?;
-    let links = fs::read_dir("/sys/class/net")
-        .context("list the links")?
-        .flatten();
-    let links = links
-        .filter_map(|link| link.file_name().into_string().ok())
-        .filter(|name| name.starts_with("edge"));
+    let links = fs::read_dir("/sys/class/net").context("list the links")?.flatten();
+    let links = links.filter_map(|link| link.file_name().into_string().ok()).filter(|name| name.starts_with("edge"));
     // Nodes have a BPF file system of their own, so a pin on the machine's would be a mistake of theirs.
-    let pins = fs::read_dir("/sys/fs/bpf")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let pins = fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten().map(|entry| entry.path());
     let pins = pins.filter(|path| is_marked(&format!("edged {}", path.display())));
     let mut found: Vec<String> = processes.iter().map(described).collect();
-    found.extend(
-        cgroups()
-            .iter()
-            .map(|path| format!("cgroup {}", path.display())),
-    );
+    found.extend(cgroups().iter().map(|path| format!("cgroup {}", path.display())));
     found.extend(mounts.iter().map(|path| format!("mount {path}")));
     found.extend(links.map(|name| format!("link {name}")));
     found.extend(pins.map(|path| format!("pin {}", path.display())));

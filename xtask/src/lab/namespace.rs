@@ -50,8 +50,7 @@ pub(super) fn prepare(folder: &Folder) -> Result<()> {
     fs::create_dir_all(&at).with_context(|| format!("create {}", at.display()))?;
     mount("edged-lab", &at, "tmpfs", MountFlags::empty(), None)
         .with_context(|| format!("mount tmpfs on {}", at.display()))?;
-    mount_change(&at, MountPropagationFlags::PRIVATE)
-        .with_context(|| format!("make {} private", at.display()))
+    mount_change(&at, MountPropagationFlags::PRIVATE).with_context(|| format!("make {} private", at.display()))
 }
 
 /// Makes a place's namespaces; `resolv` becomes its resolv.conf.
@@ -64,21 +63,13 @@ pub(super) fn create(folder: &Folder, place: Place, resolv: &Path) -> Result<()>
         unshare.arg(format!("{option}={}", file.display()));
     }
     unshare.args(["--propagation", "private", "sh", "-c", FURNISH, "furnish"]);
-    unshare
-        .arg(place.to_string())
-        .arg(folder.namespaces())
-        .arg(resolv);
+    unshare.arg(place.to_string()).arg(folder.namespaces()).arg(resolv);
     output(&mut unshare).with_context(|| format!("make the namespaces of {place}"))?;
     Ok(())
 }
 
 /// A command that will run in a place.
-pub(super) fn inside<I>(
-    folder: &Folder,
-    place: Place,
-    program: impl AsRef<OsStr>,
-    args: I,
-) -> Command
+pub(super) fn inside<I>(folder: &Folder, place: Place, program: impl AsRef<OsStr>, args: I) -> Command
 where
     I: IntoIterator,
     I::Item: AsRef<OsStr>,
@@ -95,10 +86,7 @@ where
 /// A command that will see a place's network and this process' files, among them those that hold the namespaces.
 pub(super) fn on_network(folder: &Folder, place: Place, program: &str, args: &[&str]) -> Command {
     let mut nsenter = Command::new("nsenter");
-    nsenter.arg(format!(
-        "--net={}",
-        folder.namespace(place, "net").display()
-    ));
+    nsenter.arg(format!("--net={}", folder.namespace(place, "net").display()));
     nsenter.arg("--").arg(program).args(args);
     nsenter
 }
@@ -106,16 +94,11 @@ pub(super) fn on_network(folder: &Folder, place: Place, program: &str, args: &[&
 /// Moves this process into a place for good, keeping the current folder; the process must have one thread only.
 pub(super) fn enter(folder: &Folder, place: Place) -> Result<()> {
     let here = std::env::current_dir().context("find the current folder")?;
-    let kinds = [
-        LinkNameSpaceType::Network,
-        LinkNameSpaceType::HostNameAndNISDomainName,
-        LinkNameSpaceType::Mount,
-    ];
+    let kinds = [LinkNameSpaceType::Network, LinkNameSpaceType::HostNameAndNISDomainName, LinkNameSpaceType::Mount];
     // Opened first: in the place's mount namespace the files are out of sight.
     let files = KINDS.map(|kind| File::open(folder.namespace(place, kind)));
     for ((file, name), kind) in files.into_iter().zip(KINDS).zip(kinds) {
-        let file =
-            file.with_context(|| format!("open the {name} namespace of {place}: is the lab up?"))?;
+        let file = file.with_context(|| format!("open the {name} namespace of {place}: is the lab up?"))?;
         move_into_link_name_space(file.as_fd(), Some(kind))
             .with_context(|| format!("enter the {name} namespace of {place}"))?;
     }
@@ -126,9 +109,7 @@ pub(super) fn enter(folder: &Folder, place: Place) -> Result<()> {
 pub(super) fn marks(folder: &Folder, place: Place) -> Result<Vec<String>> {
     let mark = |kind| {
         let file = folder.namespace(place, kind);
-        let number = fs::metadata(&file)
-            .with_context(|| format!("look at {}", file.display()))?
-            .ino();
+        let number = fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.ino();
         Ok(format!("{kind}:[{number}]"))
     };
     KINDS.into_iter().map(mark).collect()
@@ -153,20 +134,13 @@ pub(super) fn remove(folder: &Folder) -> Result<()> {
 }
 
 fn mounted(path: &Path) -> Result<bool> {
-    Ok(mounts_below(path)?
-        .iter()
-        .any(|mount| Path::new(mount) == path))
+    Ok(mounts_below(path)?.iter().any(|mount| Path::new(mount) == path))
 }
 
 /// The mount points at and below a folder that this process sees.
 pub(super) fn mounts_below(folder: &Path) -> Result<Vec<String>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     // proc_pid_mountinfo(5): the fifth field is the mount point, with blanks written as \040.
-    let points = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| point.replace("\\040", " "));
-    Ok(points
-        .filter(|point| Path::new(point).starts_with(folder))
-        .collect())
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| point.replace("\\040", " "));
+    Ok(points.filter(|point| Path::new(point).starts_with(folder)).collect())
 }

@@ -76,9 +76,7 @@ impl FromStr for Place {
 
 /// Reads a node's name, `n1` to `n200`.
 pub(crate) fn node(name: &str) -> Result<u8> {
-    let number = name
-        .strip_prefix('n')
-        .and_then(|number| number.parse().ok());
+    let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
     match number {
         Some(number @ 1..=MAX_NODES) => Ok(number),
         _ => bail!("there is no place `{name}` in a lab: use n1 to n{MAX_NODES}, client or switch"),
@@ -164,32 +162,14 @@ mod tests {
 
     #[test]
     fn addresses_are_those_people_and_tests_know() {
-        let shown = |place: Place| {
-            format!(
-                "{place} {} {} {}",
-                place.address4(),
-                place.address6(),
-                place.mac()
-            )
-        };
-        assert_eq!(
-            shown(Place::Node(12)),
-            "n12 10.99.0.12 fd99::c 02:00:0a:63:00:0c"
-        );
-        assert_eq!(
-            shown(Place::Client),
-            "client 10.99.0.254 fd99::fe 02:00:0a:63:00:fe"
-        );
+        let shown = |place: Place| format!("{place} {} {} {}", place.address4(), place.address6(), place.mac());
+        assert_eq!(shown(Place::Node(12)), "n12 10.99.0.12 fd99::c 02:00:0a:63:00:0c");
+        assert_eq!(shown(Place::Client), "client 10.99.0.254 fd99::fe 02:00:0a:63:00:fe");
     }
 
     #[test]
     fn a_place_is_read_by_its_name_and_nothing_else() {
-        for place in [
-            Place::Switch,
-            Place::Client,
-            Place::Node(1),
-            Place::Node(200),
-        ] {
+        for place in [Place::Switch, Place::Client, Place::Node(1), Place::Node(200)] {
             assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
         }
         for wrong in ["n0", "n201", "n", "1", "Client", ""] {

@@ -17,10 +17,7 @@ pub(super) fn switch(folder: &Folder) -> Result<()> {
     // Neither spanning tree nor multicast snooping: both would hold back the first packets for seconds.
     let bridge = "link add name br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set br0 up\n";
     ip(folder, Place::Switch, bridge)?;
-    nft(
-        folder,
-        "add table bridge lab; add chain bridge lab cuts { type filter hook forward priority 0; }",
-    )?;
+    nft(folder, "add table bridge lab; add chain bridge lab cuts { type filter hook forward priority 0; }")?;
     Ok(())
 }
 
@@ -37,12 +34,7 @@ pub(super) fn plug(folder: &Folder, place: Place) -> Result<()> {
         ),
     )?;
     // A veth accepts frames that XDP sends from its peer only while its own NAPI runs; receive offload switches it on.
-    output(&mut on_network(
-        folder,
-        Place::Switch,
-        "ethtool",
-        &["-K", &place.to_string(), "gro", "on"],
-    ))?;
+    output(&mut on_network(folder, Place::Switch, "ethtool", &["-K", &place.to_string(), "gro", "on"]))?;
     let (address4, address6) = (place.address4(), place.address6());
     ip(
         folder,
@@ -61,13 +53,7 @@ pub(super) fn plug(folder: &Folder, place: Place) -> Result<()> {
         return Ok(());
     }
     let (gateway4, gateway6) = (Place::Client.address4(), Place::Client.address6());
-    ip(
-        folder,
-        place,
-        &format!(
-            "route add default via {gateway4}\nroute add default via {gateway6} dev {UPLINK}\n"
-        ),
-    )
+    ip(folder, place, &format!("route add default via {gateway4}\nroute add default via {gateway6} dev {UPLINK}\n"))
 }
 
 /// Drops every frame between two places; doing it twice is doing it once.
@@ -75,9 +61,7 @@ pub(super) fn cut(folder: &Folder, a: Place, b: Place) -> Result<()> {
     if cuts(folder)?.contains(&(a.min(b), a.max(b))) {
         return Ok(());
     }
-    let rule = |from: Place, to: Place| {
-        format!("add rule bridge lab cuts iifname \"{from}\" oifname \"{to}\" drop;")
-    };
+    let rule = |from: Place, to: Place| format!("add rule bridge lab cuts iifname \"{from}\" oifname \"{to}\" drop;");
     nft(folder, &format!("{} {}", rule(a, b), rule(b, a)))?;
     Ok(())
 }
@@ -91,11 +75,7 @@ pub(super) fn heal(folder: &Folder) -> Result<()> {
 /// The pairs that are cut off from each other, the lesser place first.
 pub(super) fn cuts(folder: &Folder) -> Result<Vec<(Place, Place)>> {
     let rules = nft(folder, "list chain bridge lab cuts")?;
-    Ok(rules
-        .lines()
-        .filter_map(pair)
-        .filter(|(a, b)| a < b)
-        .collect())
+    Ok(rules.lines().filter_map(pair).filter(|(a, b)| a < b).collect())
 }
 
 fn pair(rule: &str) -> Option<(Place, Place)> {
@@ -105,11 +85,8 @@ fn pair(rule: &str) -> Option<(Place, Place)> {
 }
 
 fn ip(folder: &Folder, place: Place, commands: &str) -> Result<()> {
-    fed(
-        &mut on_network(folder, place, "ip", &["-batch", "-"]),
-        commands,
-    )
-    .with_context(|| format!("configure {place}:\n{commands}"))?;
+    fed(&mut on_network(folder, place, "ip", &["-batch", "-"]), commands)
+        .with_context(|| format!("configure {place}:\n{commands}"))?;
     Ok(())
 }
 
@@ -123,13 +100,7 @@ mod tests {
 
     #[test]
     fn a_cut_is_read_back_from_its_rule() {
-        assert_eq!(
-            pair("\t\tiifname \"n2\" oifname \"client\" drop"),
-            Some((Place::Node(2), Place::Client))
-        );
-        assert_eq!(
-            pair("\t\ttype filter hook forward priority filter; policy accept;"),
-            None
-        );
+        assert_eq!(pair("\t\tiifname \"n2\" oifname \"client\" drop"), Some((Place::Node(2), Place::Client)));
+        assert_eq!(pair("\t\ttype filter hook forward priority filter; policy accept;"), None);
     }
 }

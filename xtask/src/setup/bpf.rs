@@ -55,8 +55,7 @@ impl Compiler {
             Self::Nightly => command("rustup", ["run", "nightly", "rustc", "-vV"]),
         };
         let text = process::output(&mut ask)?;
-        llvm_major(&text)
-            .with_context(|| format!("`{}` names no LLVM version", process::shown(&ask)))
+        llvm_major(&text).with_context(|| format!("`{}` names no LLVM version", process::shown(&ask)))
     }
 }
 
@@ -79,15 +78,7 @@ fn install_compiler() -> Result<Compiler> {
     if packages::available(DEBIAN_PACKAGES[2]) {
         packages::install(&DEBIAN_PACKAGES)?;
     } else if paths::program("rustup").is_some() {
-        let args = [
-            "toolchain",
-            "install",
-            "nightly",
-            "--profile",
-            "minimal",
-            "--component",
-            "rust-src",
-        ];
+        let args = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
         process::run(&mut command("rustup", args))?;
     } else {
         bail!(
@@ -96,14 +87,12 @@ fn install_compiler() -> Result<Compiler> {
             DEBIAN_PACKAGES[2]
         );
     }
-    Compiler::found().context("the installed compiler still cannot target BPF: neither Debian's `core` nor rust-src is there")
+    Compiler::found()
+        .context("the installed compiler still cannot target BPF: neither Debian's `core` nor rust-src is there")
 }
 
 fn install_linker(compiler_llvm: u32) -> Result<()> {
-    let Some(llvm) = LLVM
-        .filter(|version| *version >= compiler_llvm)
-        .find(|version| llvm_installable(*version))
-    else {
+    let Some(llvm) = LLVM.filter(|version| *version >= compiler_llvm).find(|version| llvm_installable(*version)) else {
         bail!(
             "bpf-linker {BPF_LINKER} must be built against LLVM {compiler_llvm} (the BPF compiler's) or a later one up to \
              {}, and {} has no package llvm-{compiler_llvm}-dev: add the LLVM project's apt repository for your release, \
@@ -114,22 +103,10 @@ fn install_linker(compiler_llvm: u32) -> Result<()> {
     };
     let [dev, polly] = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
     missing_line(&dev, "bpf-linker is built against it");
-    packages::install(&[
-        &dev,
-        &polly,
-        "g++",
-        "zlib1g-dev",
-        "libzstd-dev",
-        "libxml2-dev",
-    ])?;
+    packages::install(&[&dev, &polly, "g++", "zlib1g-dev", "libzstd-dev", "libxml2-dev"])?;
     let feature = format!("llvm-{llvm}");
     let prefix = [("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"))];
-    cargo_install(
-        "bpf-linker",
-        BPF_LINKER,
-        &["--no-default-features", "--features", &feature],
-        &prefix,
-    )
+    cargo_install("bpf-linker", BPF_LINKER, &["--no-default-features", "--features", &feature], &prefix)
 }
 
 fn llvm_installable(version: u32) -> bool {
@@ -141,24 +118,18 @@ fn nightly_with_sources() -> bool {
     let home = std::env::var_os("RUSTUP_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".rustup")));
-    let Some(toolchains) = home.and_then(|home| std::fs::read_dir(home.join("toolchains")).ok())
-    else {
+    let Some(toolchains) = home.and_then(|home| std::fs::read_dir(home.join("toolchains")).ok()) else {
         return false;
     };
     toolchains.flatten().any(|entry| {
         let nightly = format!("nightly-{}", std::env::consts::ARCH);
         entry.file_name().to_string_lossy().starts_with(&nightly)
-            && entry
-                .path()
-                .join("lib/rustlib/src/rust/library/core")
-                .exists()
+            && entry.path().join("lib/rustlib/src/rust/library/core").exists()
     })
 }
 
 fn llvm_major(version: &str) -> Option<u32> {
-    let value = version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let value = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     value.split('.').next()?.parse().ok()
 }
 
@@ -168,10 +139,7 @@ mod tests {
 
     #[test]
     fn the_compilers_llvm_is_read_from_its_version() {
-        assert_eq!(
-            llvm_major("rustc 1.96.0\nhost: x86_64-unknown-linux-gnu\nLLVM version: 22.1.8\n"),
-            Some(22)
-        );
+        assert_eq!(llvm_major("rustc 1.96.0\nhost: x86_64-unknown-linux-gnu\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(llvm_major("rustc 1.96.0\n"), None);
     }
 }

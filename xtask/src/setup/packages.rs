@@ -32,66 +32,22 @@ const fn package(name: &'static str, probe: Probe, why: &'static str) -> Package
 
 /// What every machine needs; names are the same on Debian 12, Debian 13 and Ubuntu.
 pub(super) const BASE: &[Package] = &[
-    package(
-        "gcc",
-        Probe::Program("cc"),
-        "links every Rust program and compiles ring's C code",
-    ),
-    package(
-        "libc6-dev",
-        Probe::File("/usr/include/stdio.h"),
-        "headers and start files of the C library",
-    ),
-    package(
-        "pkg-config",
-        Probe::Program("pkg-config"),
-        "build scripts find C libraries with it",
-    ),
-    package(
-        "libseccomp-dev",
-        Probe::File("/usr/include/seccomp.h"),
-        "libcontainer loads seccomp filters through it",
-    ),
-    package(
-        "ca-certificates",
-        Probe::File("/etc/ssl/certs/ca-certificates.crt"),
-        "TLS to crate and image registries",
-    ),
-    package(
-        "iproute2",
-        Probe::Program("ip"),
-        "the lab's links and addresses",
-    ),
-    package(
-        "ethtool",
-        Probe::Program("ethtool"),
-        "the lab's switch ports need receive offload for native XDP",
-    ),
-    package(
-        "nftables",
-        Probe::Program("nft"),
-        "partitions in the lab's switch; `doctor` and tests read rules with it",
-    ),
-    package(
-        "util-linux",
-        Probe::Program("nsenter"),
-        "enters the lab's namespaces",
-    ),
-    package(
-        "curl",
-        Probe::Program("curl"),
-        "the client that demo and tests request published ports with",
-    ),
+    package("gcc", Probe::Program("cc"), "links every Rust program and compiles ring's C code"),
+    package("libc6-dev", Probe::File("/usr/include/stdio.h"), "headers and start files of the C library"),
+    package("pkg-config", Probe::Program("pkg-config"), "build scripts find C libraries with it"),
+    package("libseccomp-dev", Probe::File("/usr/include/seccomp.h"), "libcontainer loads seccomp filters through it"),
+    package("ca-certificates", Probe::File("/etc/ssl/certs/ca-certificates.crt"), "TLS to crate and image registries"),
+    package("iproute2", Probe::Program("ip"), "the lab's links and addresses"),
+    package("ethtool", Probe::Program("ethtool"), "the lab's switch ports need receive offload for native XDP"),
+    package("nftables", Probe::Program("nft"), "partitions in the lab's switch; `doctor` and tests read rules with it"),
+    package("util-linux", Probe::Program("nsenter"), "enters the lab's namespaces"),
+    package("curl", Probe::Program("curl"), "the client that demo and tests request published ports with"),
     package(
         "docker-registry",
         Probe::Program("docker-registry"),
         "the registry that demo and tests push to and pull from",
     ),
-    package(
-        "busybox-static",
-        Probe::Installed,
-        "the smallest test image",
-    ),
+    package("busybox-static", Probe::Installed, "the smallest test image"),
 ];
 
 impl Package {
@@ -99,19 +55,14 @@ impl Package {
         match self.probe {
             Probe::Program(name) => paths::program(name).is_some(),
             Probe::File(path) => Path::new(path).exists(),
-            Probe::Installed => Path::new("/var/lib/dpkg/info")
-                .join(format!("{}.list", self.name))
-                .exists(),
+            Probe::Installed => Path::new("/var/lib/dpkg/info").join(format!("{}.list", self.name)).exists(),
         }
     }
 }
 
 /// Installs those packages that are missing.
 pub(super) fn ensure(packages: &[Package]) -> Result<()> {
-    let missing: Vec<&Package> = packages
-        .iter()
-        .filter(|package| !package.present())
-        .collect();
+    let missing: Vec<&Package> = packages.iter().filter(|package| !package.present()).collect();
     for package in &missing {
         missing_line(package.name, package.why);
     }
@@ -126,18 +77,12 @@ pub(super) fn install(names: &[&str]) -> Result<()> {
     }
     let apt = paths::program("apt-get");
     if apt.is_none() {
-        bail!(
-            "{} has no apt-get: install what Debian calls {} and start again",
-            distribution(),
-            names.join(", ")
-        );
+        bail!("{} has no apt-get: install what Debian calls {} and start again", distribution(), names.join(", "));
     }
     announce_sudo();
     update()?;
     let mut install = as_root("apt-get");
-    install
-        .args(["install", "--yes", "--quiet", "--no-install-recommends"])
-        .args(names);
+    install.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(names);
     install.env("DEBIAN_FRONTEND", "noninteractive");
     step(&process::shown(&install));
     process::run(&mut install)
@@ -146,9 +91,7 @@ pub(super) fn install(names: &[&str]) -> Result<()> {
 /// Whether apt knows an installable version of a package.
 pub(super) fn available(name: &str) -> bool {
     let policy = process::output(&mut command("apt-cache", ["policy", name])).unwrap_or_default();
-    policy
-        .lines()
-        .any(|line| line.trim().starts_with("Candidate:") && !line.ends_with("(none)"))
+    policy.lines().any(|line| line.trim().starts_with("Candidate:") && !line.ends_with("(none)"))
 }
 
 /// Refreshes apt's lists.
@@ -171,9 +114,7 @@ pub(super) fn distribution() -> String {
 }
 
 fn pretty_name(os_release: &str) -> Option<String> {
-    let value = os_release
-        .lines()
-        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
     Some(value.trim_matches('"').to_owned())
 }
 
@@ -184,10 +125,7 @@ mod tests {
     #[test]
     fn the_distribution_is_read_from_os_release() {
         let text = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n";
-        assert_eq!(
-            pretty_name(text).as_deref(),
-            Some("Debian GNU/Linux 12 (bookworm)")
-        );
+        assert_eq!(pretty_name(text).as_deref(), Some("Debian GNU/Linux 12 (bookworm)"));
         assert_eq!(pretty_name("ID=debian\n"), None);
     }
 

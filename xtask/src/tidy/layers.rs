@@ -69,15 +69,7 @@ const ARROWS: &[Arrow] = &[
     },
     Arrow {
         from: &["cli"],
-        not_to: &[
-            "leader",
-            "agent",
-            "store",
-            "runtime",
-            "image",
-            "network",
-            "dataplane",
-        ],
+        not_to: &["leader", "agent", "store", "runtime", "image", "network", "dataplane"],
         why: "the command line is a client: what it does goes through the API",
     },
 ];
@@ -87,15 +79,7 @@ const LIBRARIES: &[(&[&str], &str)] = &[
     (&["openraft"], "store"),
     (&["quinn"], "transport"),
     (&["aya"], "dataplane"),
-    (
-        &[
-            "rtnetlink",
-            "netlink_packet_route",
-            "netlink_sys",
-            "netlink_packet_core",
-        ],
-        "network",
-    ),
+    (&["rtnetlink", "netlink_packet_route", "netlink_sys", "netlink_packet_core"], "network"),
     (&["libcontainer", "libcgroups"], "runtime"),
 ];
 const ONE_MODULE: &str = "one module knows it, so that replacing it is one module's work";
@@ -105,18 +89,10 @@ pub(super) fn check(file: &Path, source: &Source<'_>) -> Vec<Finding> {
         return Vec::new();
     };
     let mut findings = Vec::new();
-    let mut add = |line, what, why| {
-        findings.push(Finding {
-            file: file.to_owned(),
-            line,
-            what,
-            why,
-        })
-    };
+    let mut add = |line, what, why| findings.push(Finding { file: file.to_owned(), line, what, why });
     for (line, used) in used_modules(&source.code) {
-        let broken = ARROWS.iter().find(|arrow| {
-            used != module && arrow.from.contains(&module) && arrow.not_to.contains(&used)
-        });
+        let broken =
+            ARROWS.iter().find(|arrow| used != module && arrow.from.contains(&module) && arrow.not_to.contains(&used));
         if let Some(arrow) = broken {
             add(line, format!("`{module}` uses `{used}`"), arrow.why);
         }
@@ -124,11 +100,7 @@ pub(super) fn check(file: &Path, source: &Source<'_>) -> Vec<Finding> {
     for (number, line, _) in source.lines() {
         for (names, owner) in LIBRARIES.iter().filter(|(_, owner)| *owner != module) {
             for name in names.iter().filter(|name| names_crate(line, name)) {
-                add(
-                    number,
-                    format!("`{module}` uses the library `{name}`, which is `{owner}`'s"),
-                    ONE_MODULE,
-                );
+                add(number, format!("`{module}` uses the library `{name}`, which is `{owner}`'s"), ONE_MODULE);
             }
         }
     }
@@ -186,9 +158,7 @@ fn first_names(path: &str) -> Vec<(usize, &str)> {
 
 fn name_at(text: &str, at: usize) -> Option<(usize, &str)> {
     let rest = &text[at..];
-    let end = rest
-        .find(|character| !is_word(character))
-        .unwrap_or(rest.len());
+    let end = rest.find(|character| !is_word(character)).unwrap_or(rest.len());
     (end > 0).then(|| (at, &rest[..end]))
 }
 
@@ -197,10 +167,7 @@ fn names_crate(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
         let (before, after) = (&line[..at], &line[at + name.len()..]);
         let head = !before.ends_with("::") || before.ends_with("use ::");
-        let whole = before
-            .chars()
-            .next_back()
-            .is_none_or(|character| !is_word(character) && character != '.');
+        let whole = before.chars().next_back().is_none_or(|character| !is_word(character) && character != '.');
         head && whole && (after.starts_with("::") || before.trim_end().ends_with("use"))
     })
 }
@@ -211,97 +178,46 @@ mod tests {
 
     fn found(file: &str, text: &str) -> Vec<String> {
         let findings = check(Path::new(file), &Source::read(text));
-        findings
-            .into_iter()
-            .map(|finding| format!("{} {}", finding.line, finding.what))
-            .collect()
+        findings.into_iter().map(|finding| format!("{} {}", finding.line, finding.what)).collect()
     }
 
     #[test]
     fn a_driver_that_uses_another_is_found_however_it_is_imported() {
+        assert_eq!(found("orchestrator/src/runtime.rs", "use crate::network::Link;"), ["1 `runtime` uses `network`"]);
         assert_eq!(
-            found("orchestrator/src/runtime.rs", "use crate::network::Link;"),
-            ["1 `runtime` uses `network`"]
-        );
-        assert_eq!(
-            found(
-                "orchestrator/src/image/store.rs",
-                "use crate::{\n    config::{runtime, a},\n    dataplane::b,\n};"
-            ),
+            found("orchestrator/src/image/store.rs", "use crate::{\n    config::{runtime, a},\n    dataplane::b,\n};"),
             ["3 `image` uses `dataplane`"]
         );
         assert_eq!(
-            found(
-                "orchestrator/src/image/store.rs",
-                "fn a() { crate::agent::b() }"
-            ),
+            found("orchestrator/src/image/store.rs", "fn a() { crate::agent::b() }"),
             ["1 `image` uses `agent`"]
         );
     }
 
     #[test]
     fn a_module_may_use_itself_and_what_lies_below() {
-        assert_eq!(
-            found(
-                "orchestrator/src/image/store.rs",
-                "use crate::{image::digest, config};"
-            ),
-            [""; 0]
-        );
-        assert_eq!(
-            found(
-                "orchestrator/src/agent/ops.rs",
-                "use crate::{runtime, network, image, dataplane};"
-            ),
-            [""; 0]
-        );
-        assert_eq!(
-            found(
-                "orchestrator/src/bin/edged.rs",
-                "use orchestrator::{agent, leader, store, api};"
-            ),
-            [""; 0]
-        );
+        assert_eq!(found("orchestrator/src/image/store.rs", "use crate::{image::digest, config};"), [""; 0]);
+        assert_eq!(found("orchestrator/src/agent/ops.rs", "use crate::{runtime, network, image, dataplane};"), [""; 0]);
+        assert_eq!(found("orchestrator/src/bin/edged.rs", "use orchestrator::{agent, leader, store, api};"), [""; 0]);
     }
 
     #[test]
     fn leader_and_agent_do_not_meet() {
-        assert_eq!(
-            found("orchestrator/src/leader.rs", "use crate::agent::A;"),
-            ["1 `leader` uses `agent`"]
-        );
-        assert_eq!(
-            found("orchestrator/src/agent.rs", "use crate::store::A;"),
-            ["1 `agent` uses `store`"]
-        );
+        assert_eq!(found("orchestrator/src/leader.rs", "use crate::agent::A;"), ["1 `leader` uses `agent`"]);
+        assert_eq!(found("orchestrator/src/agent.rs", "use crate::store::A;"), ["1 `agent` uses `store`"]);
     }
 
     #[test]
     fn a_library_is_found_outside_its_module() {
         let what = "1 `agent` uses the library `aya`, which is `dataplane`'s";
         assert_eq!(found("orchestrator/src/agent.rs", "use aya::Ebpf;"), [what]);
-        assert_eq!(
-            found("orchestrator/src/agent.rs", "fn a() { aya::b() }"),
-            [what]
-        );
-        assert_eq!(
-            found("orchestrator/src/dataplane/load.rs", "use aya::Ebpf;"),
-            [""; 0]
-        );
-        assert_eq!(
-            found(
-                "orchestrator/src/agent.rs",
-                "//! What aya::x is.\nlet aya_count = papaya::b;"
-            ),
-            [""; 0]
-        );
+        assert_eq!(found("orchestrator/src/agent.rs", "fn a() { aya::b() }"), [what]);
+        assert_eq!(found("orchestrator/src/dataplane/load.rs", "use aya::Ebpf;"), [""; 0]);
+        assert_eq!(found("orchestrator/src/agent.rs", "//! What aya::x is.\nlet aya_count = papaya::b;"), [""; 0]);
     }
 
     #[test]
     fn other_packages_have_no_layers() {
-        assert_eq!(
-            found("orchestrator-ebpf/src/main.rs", "use aya::Ebpf;"),
-            [""; 0]
-        );
+        assert_eq!(found("orchestrator-ebpf/src/main.rs", "use aya::Ebpf;"), [""; 0]);
     }
 }

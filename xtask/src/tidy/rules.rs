@@ -20,11 +20,7 @@ const TOP_LEVEL: &[&str] = &[
 
 /// Folders of a developer's machine: in a file they mean nothing to anybody else.
 // Written in two halves, so that this file does not find itself.
-const PRIVATE: &[&str] = &[
-    concat!("/wo", "rk/"),
-    concat!("/ho", "me/"),
-    concat!("/ro", "ot/"),
-];
+const PRIVATE: &[&str] = &[concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/")];
 
 /// The one place of the tests' harness that waits: every other wait goes through its predicates.
 const MAY_SLEEP: &str = "tests/src/wait.rs";
@@ -44,12 +40,8 @@ pub(super) fn top_level(root: &Path) -> Result<Vec<Finding>> {
         what: what.to_owned(),
         why: "the top level is agreed: code lies in orchestrator, orchestrator-ebpf, xtask, images or tests, settings in dotfiles",
     };
-    let unknown = names
-        .difference(&agreed)
-        .map(|name| finding(name, "not agreed at the top level"));
-    let missing = agreed
-        .difference(&names)
-        .map(|name| finding(name, "missing at the top level"));
+    let unknown = names.difference(&agreed).map(|name| finding(name, "not agreed at the top level"));
+    let missing = agreed.difference(&names).map(|name| finding(name, "missing at the top level"));
     Ok(unknown.chain(missing).collect())
 }
 
@@ -73,23 +65,15 @@ pub(super) fn any_file(file: &Path, text: &str) -> Vec<Finding> {
 fn names_path(line: &str, start: &str) -> bool {
     line.match_indices(start).any(|(at, _)| {
         let before = line[..at].chars().next_back();
-        before.is_none_or(|character| {
-            !is_word(character) && !matches!(character, '}' | '.' | '>' | '/' | '*' | '~')
-        })
+        before.is_none_or(|character| !is_word(character) && !matches!(character, '}' | '.' | '>' | '/' | '*' | '~'))
     })
 }
 
 /// Rules for every Rust file.
 pub(super) fn rust_file(file: &Path, source: &Source<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut add = |line, what: &str, why| {
-        findings.push(Finding {
-            file: file.to_owned(),
-            line,
-            what: what.to_owned(),
-            why,
-        })
-    };
+    let mut add =
+        |line, what: &str, why| findings.push(Finding { file: file.to_owned(), line, what: what.to_owned(), why });
     if !source.text.starts_with("//!") {
         add(
             1,
@@ -100,11 +84,7 @@ pub(super) fn rust_file(file: &Path, source: &Source<'_>) -> Vec<Finding> {
     if file == Path::new("orchestrator/core/src/lib.rs") {
         for attribute in ["no_std", "forbid(unsafe_code)"] {
             if !source.code.contains(attribute) {
-                add(
-                    1,
-                    &format!("lacks `{attribute}`"),
-                    "the core decides and has no effects; the compiler proves it",
-                );
+                add(1, &format!("lacks `{attribute}`"), "the core decides and has no effects; the compiler proves it");
             }
         }
     }
@@ -112,18 +92,10 @@ pub(super) fn rust_file(file: &Path, source: &Source<'_>) -> Vec<Finding> {
     for (number, line, test) in source.lines() {
         let test = test || whole_file_is_test;
         if !test && line.contains(".unwrap()") {
-            add(
-                number,
-                "`.unwrap()`",
-                "product code handles an error or says why there is none, by `expect(\"why\")`",
-            );
+            add(number, "`.unwrap()`", "product code handles an error or says why there is none, by `expect(\"why\")`");
         }
         if test && calls(line, "sleep") && file != Path::new(MAY_SLEEP) {
-            add(
-                number,
-                "`sleep`",
-                "tests wait for a predicate with a deadline: a sleep is too short or too long",
-            );
+            add(number, "`sleep`", "tests wait for a predicate with a deadline: a sleep is too short or too long");
         }
         if line.contains("#[ignore") {
             add(
@@ -138,21 +110,14 @@ pub(super) fn rust_file(file: &Path, source: &Source<'_>) -> Vec<Finding> {
 
 /// Files that hold nothing but tests: the tests package, and `tests.rs` or `tests/` beside a module.
 fn is_test_file(file: &Path) -> bool {
-    file.components().any(|part| {
-        matches!(
-            part.as_os_str().to_str(),
-            Some("tests" | "tests.rs" | "benches" | "test_support.rs")
-        )
-    })
+    file.components()
+        .any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs" | "benches" | "test_support.rs")))
 }
 
 /// Whether a line calls a function of this name.
 fn calls(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
-        let before = line[..at]
-            .chars()
-            .next_back()
-            .is_none_or(|character| !is_word(character));
+        let before = line[..at].chars().next_back().is_none_or(|character| !is_word(character));
         before && line[at + name.len()..].starts_with('(')
     })
 }
@@ -163,18 +128,12 @@ mod tests {
 
     fn found(file: &str, text: &str) -> Vec<String> {
         let findings = rust_file(Path::new(file), &Source::read(text));
-        findings
-            .into_iter()
-            .map(|finding| format!("{} {}", finding.line, finding.what))
-            .collect()
+        findings.into_iter().map(|finding| format!("{} {}", finding.line, finding.what)).collect()
     }
 
     #[test]
     fn a_file_without_a_header_is_found() {
-        assert_eq!(
-            found("xtask/src/a.rs", "use std::fs;\n"),
-            ["1 does not begin with `//!`"]
-        );
+        assert_eq!(found("xtask/src/a.rs", "use std::fs;\n"), ["1 does not begin with `//!`"]);
         assert_eq!(found("xtask/src/a.rs", "//! What it is.\n"), [""; 0]);
     }
 
@@ -183,13 +142,7 @@ mod tests {
         let text = "//! A.\nfn a() { b().unwrap() }\n#[cfg(test)]\nmod tests { fn c() { d().unwrap() } }\n";
         assert_eq!(found("orchestrator/src/a.rs", text), ["2 `.unwrap()`"]);
         assert_eq!(found("tests/tests/a.rs", text), [""; 0]);
-        assert_eq!(
-            found(
-                "orchestrator/src/a.rs",
-                "//! A.\n// x.unwrap()\nlet a = \".unwrap()\";\n"
-            ),
-            [""; 0]
-        );
+        assert_eq!(found("orchestrator/src/a.rs", "//! A.\n// x.unwrap()\nlet a = \".unwrap()\";\n"), [""; 0]);
     }
 
     #[test]
@@ -202,56 +155,31 @@ mod tests {
 
     #[test]
     fn an_ignored_test_is_found_anywhere() {
-        assert_eq!(
-            found("tests/tests/a.rs", "//! A.\n#[ignore]\n"),
-            ["2 `#[ignore]`"]
-        );
+        assert_eq!(found("tests/tests/a.rs", "//! A.\n#[ignore]\n"), ["2 `#[ignore]`"]);
     }
 
     #[test]
     fn the_core_must_forbid_unsafe_code() {
-        assert_eq!(
-            found("orchestrator/core/src/lib.rs", "//! A.\n#![no_std]\n"),
-            ["1 lacks `forbid(unsafe_code)`"]
-        );
+        assert_eq!(found("orchestrator/core/src/lib.rs", "//! A.\n#![no_std]\n"), ["1 lacks `forbid(unsafe_code)`"]);
     }
 
     #[test]
     fn a_private_path_is_found_and_a_folder_of_that_name_in_a_path_is_not() {
         let path = PRIVATE[0];
-        let lines =
-            format!("cd {path}x\nlet a = \"{path}y\";\nformat!(\"{{upper}}{path}\");\nsrc{path}\n");
+        let lines = format!("cd {path}x\nlet a = \"{path}y\";\nformat!(\"{{upper}}{path}\");\nsrc{path}\n");
         let findings = any_file(Path::new("README.md"), &lines);
-        assert_eq!(
-            findings
-                .iter()
-                .map(|finding| finding.line)
-                .collect::<Vec<_>>(),
-            [1, 2]
-        );
+        assert_eq!(findings.iter().map(|finding| finding.line).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
     fn an_unknown_and_a_missing_name_at_the_top_level_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        for name in TOP_LEVEL
-            .iter()
-            .filter(|name| **name != "README.md")
-            .chain(&["notes.txt", ".gitignore"])
-        {
+        for name in TOP_LEVEL.iter().filter(|name| **name != "README.md").chain(&["notes.txt", ".gitignore"]) {
             fs::write(folder.path().join(name), "").unwrap();
         }
         let findings = top_level(folder.path()).unwrap();
-        let found: Vec<String> = findings
-            .iter()
-            .map(|finding| format!("{} {}", finding.file.display(), finding.what))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                "notes.txt not agreed at the top level",
-                "README.md missing at the top level"
-            ]
-        );
+        let found: Vec<String> =
+            findings.iter().map(|finding| format!("{} {}", finding.file.display(), finding.what)).collect();
+        assert_eq!(found, ["notes.txt not agreed at the top level", "README.md missing at the top level"]);
     }
 }

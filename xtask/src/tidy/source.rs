@@ -16,23 +16,13 @@ impl<'a> Source<'a> {
     pub(super) fn read(text: &'a str) -> Self {
         let code = blanked(text);
         let test_lines = test_lines(&code);
-        Self {
-            text,
-            code,
-            test_lines,
-        }
+        Self { text, code, test_lines }
     }
 
     /// The lines of code with their numbers from 1 and whether they are a test's.
     pub(super) fn lines(&self) -> impl Iterator<Item = (usize, &str, bool)> {
         let lines = self.code.lines().enumerate();
-        lines.map(|(index, line)| {
-            (
-                index + 1,
-                line,
-                self.test_lines.get(index).copied().unwrap_or(false),
-            )
-        })
+        lines.map(|(index, line)| (index + 1, line, self.test_lines.get(index).copied().unwrap_or(false)))
     }
 }
 
@@ -107,20 +97,14 @@ fn string(text: &str) -> usize {
 
 /// The length of `r"…"`, `r#"…"#`, `b"…"`, `br"…"`, `c"…"`, `b'…'`; 0 where it is none of them.
 fn prefixed_string(text: &str) -> usize {
-    let letters = text
-        .find(|character| !matches!(character, 'r' | 'b' | 'c'))
-        .unwrap_or(text.len());
+    let letters = text.find(|character| !matches!(character, 'r' | 'b' | 'c')).unwrap_or(text.len());
     let raw = text[..letters].contains('r');
-    let hashes = text[letters..]
-        .find(|character| character != '#')
-        .unwrap_or(0);
+    let hashes = text[letters..].find(|character| character != '#').unwrap_or(0);
     let start = letters + hashes;
     match text[start..].chars().next() {
         Some('"') if raw => {
             let end = format!("\"{}", "#".repeat(hashes));
-            text[start + 1..]
-                .find(&end)
-                .map_or(text.len(), |at| start + 1 + at + end.len())
+            text[start + 1..].find(&end).map_or(text.len(), |at| start + 1 + at + end.len())
         }
         Some('"') if hashes == 0 => start + string(&text[start..]),
         Some('\'') if hashes == 0 && &text[..letters] == "b" => start + character(&text[start..]),
@@ -179,10 +163,7 @@ mod tests {
         let text = "a(); // x.unwrap()\n/* b /* c */\n d */ e(\"x\\\"y\", 'z', '\\n', b\"q\", r#\"r\"s\"#);";
         let code = blanked(text);
         assert_eq!(code.lines().count(), 3);
-        assert_eq!(
-            code.split_whitespace().collect::<String>(),
-            "a();e(\",,,,);"
-        );
+        assert_eq!(code.split_whitespace().collect::<String>(), "a();e(\",,,,);");
         assert_eq!(code.len(), text.len());
     }
 
@@ -197,11 +178,7 @@ mod tests {
         let source = Source::read(
             "fn a() {}\n#[cfg(test)]\nmod tests {\n  fn b() {}\n}\nfn c() {}\n#[cfg(test)]\nuse d;\nfn e() {}",
         );
-        let tests: Vec<usize> = source
-            .lines()
-            .filter(|(_, _, test)| *test)
-            .map(|(line, ..)| line)
-            .collect();
+        let tests: Vec<usize> = source.lines().filter(|(_, _, test)| *test).map(|(line, ..)| line).collect();
         assert_eq!(tests, [2, 3, 4, 5, 7, 8]);
     }
 }
