@@ -9,15 +9,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::{fs::File, sync::watch};
 
 use super::{
     NetworkError, Result, Subnet4, Subnet6,
@@ -39,6 +39,8 @@ const INNER_NAME: &str = "eth0";
 const MAX_INTERFACE_NAME: usize = 15;
 /// Keeps the alias, which also holds the node's key and two addresses, below its 256 bytes (`IFALIASZ`).
 const MAX_KEY: usize = 64;
+/// The kernel's link watch reports less urgent changes once a second (net/core/link_watch.c).
+const SETTLED_WITHIN: Duration = Duration::from_secs(1);
 /// Ethernet's, where no uplink says otherwise.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -157,8 +159,10 @@ impl Network {
     /// subnet belongs to somebody else.
     pub async fn ensure_base(&self) -> Result<()> {
         let v6 = sysctl::has_ipv6();
-        let mtu = self.mtu().await?;
-        self.check_subnet_is_free().await?;
+        let uplinks = self.uplinks().await?;
+        self.check_subnet_is_free(&uplinks)?;
+        // No packet is too big for the way out.
+        let mtu = uplinks.links.iter().map(|link| link.mtu).min().unwrap_or(DEFAULT_MTU);
         let bridge = self.ensure_bridge(mtu).await?;
 
         let name = self.config.bridge.clone();
@@ -200,10 +204,10 @@ impl Network {
 
         netns::ensure(&netns_path).await?;
         let runtime = tokio::runtime::Handle::current();
-        let inner = netns::run(&netns_path, move || {
+        let (inner, inner_changes) = netns::run(&netns_path, move || {
             let _runtime = runtime.enter();
             container_defaults()?;
-            Netlink::open()
+            Ok((Netlink::open()?, uplink::Watch::open()?))
         })
         .await?;
 
@@ -222,6 +226,8 @@ impl Network {
             self.netlink.set_link(&host, change).await?;
         }
         self.configure_inside(&inner, &eth0, mac, bridge.mtu, v4, v6).await?;
+        settle(&self.netlink, &self.changes, &[&host.name, &bridge.name], None).await?;
+        settle(&inner, &inner_changes, &[INNER_NAME], v6.map(IpAddr::from)).await?;
         Ok(Attached { netns: netns_path, host_ifname: host.name, host_ifindex: host.index, v4, v6, mac })
     }
 
@@ -312,7 +318,7 @@ impl Network {
         }
         errors.extend(netns_of_process(masquerade::remove).await.err());
         let folder = self.netns_dir();
-        match fs::remove_dir(&folder) {
+        match tokio::fs::remove_dir(&folder).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 errors.push(NetworkError::path("remove", &folder, error));
             }
@@ -342,27 +348,17 @@ impl Network {
         let bridge = self.config.bridge.clone();
         let mut facts = doctor::link_facts().await;
         facts.extend(netns_of_process(move || Ok(doctor::kernel_facts(&bridge))).await?);
-        facts.push(doctor::subnet_fact(self.check_subnet_is_free().await));
+        let subnet = self.uplinks().await.and_then(|uplinks| self.check_subnet_is_free(&uplinks));
+        facts.push(doctor::subnet_fact(subnet));
         Ok(facts)
     }
 
-    /// The MTU of containers: the smallest of the uplinks', so that no packet is too big for the way out.
-    async fn mtu(&self) -> Result<u32> {
-        Ok(self.uplinks().await?.links.iter().map(|link| link.mtu).min().unwrap_or(DEFAULT_MTU))
-    }
-
-    /// Containers could not reach a network that has the same addresses as theirs.
-    async fn check_subnet_is_free(&self) -> Result<()> {
-        let uplinks = self.uplinks().await?;
-        let clash = uplinks.addresses.iter().find(|address| {
-            address.interface != self.config.bridge
-                && match address.address {
-                    IpAddr::V4(v4) => {
-                        self.config.subnet4.contains(v4) || in_prefix(self.config.subnet4.network(), v4, address.prefix)
-                    }
-                    IpAddr::V6(v6) => self.config.subnet6.contains(v6),
-                }
-        });
+    /// A node with an address in the container subnets could not tell its network from theirs.
+    fn check_subnet_is_free(&self, uplinks: &Uplinks) -> Result<()> {
+        let clash = uplinks
+            .addresses
+            .iter()
+            .find(|address| address.interface != self.config.bridge && self.is_container_address(address.address));
         match clash {
             Some(clash) => {
                 let subnet = match clash.address {
@@ -375,6 +371,13 @@ impl Network {
                 })
             }
             None => Ok(()),
+        }
+    }
+
+    fn is_container_address(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.config.subnet4.contains(v4),
+            IpAddr::V6(v6) => self.config.subnet6.contains(v6),
         }
     }
 
@@ -430,7 +433,7 @@ impl Network {
         if let Some(half) = inner.link(INNER_NAME).await? {
             inner.delete_link(&half).await?;
         }
-        let file = fs::File::open(netns_path).map_err(|error| NetworkError::path("open", netns_path, error))?;
+        let file = File::open(netns_path).await.map_err(|error| NetworkError::path("open", netns_path, error))?;
         let pair = VethPair { host_name, inner_name: INNER_NAME, inner_netns: file.as_fd(), inner_mac, mtu };
         self.netlink.add_veth(&pair).await?;
         Ok((self.netlink.existing_link(host_name).await?, inner.existing_link(INNER_NAME).await?))
@@ -459,11 +462,7 @@ impl Network {
         wanted.extend(v6.map(|v6| (IpAddr::from(v6), Subnet6::PREFIX)));
         let have = inner.addresses().await?;
         // An earlier index of the same task; addresses outside the subnets are the container's own affair.
-        let ours = |address: IpAddr| match address {
-            IpAddr::V4(v4) => self.config.subnet4.contains(v4),
-            IpAddr::V6(v6) => self.config.subnet6.contains(v6),
-        };
-        for old in have.iter().filter(|a| a.link == eth0.index && ours(a.address)) {
+        for old in have.iter().filter(|a| a.link == eth0.index && self.is_container_address(a.address)) {
             if !wanted.contains(&(old.address, old.prefix)) {
                 inner.delete_address(old).await?;
             }
@@ -484,6 +483,26 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// Waits for what the kernel does a few milliseconds after it was asked for: it takes note of carriers, without which a
+/// bridge forwards nothing, and begins to accept packets to IPv6 addresses. A container that is quicker would lose its
+/// first packets and a second with them. Whoever undoes things meanwhile does not hold this up for long.
+async fn settle(netlink: &Netlink, changes: &uplink::Watch, running: &[&str], receives: Option<IpAddr>) -> Result<()> {
+    let mut changes = changes.subscribe();
+    let settled = async {
+        loop {
+            changes.mark_unchanged();
+            let mut is_so = netlink.receives(receives).await?;
+            for name in running {
+                is_so &= netlink.existing_link(name).await?.running;
+            }
+            if is_so || changes.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(SETTLED_WITHIN, settled).await.unwrap_or(Ok(()))
 }
 
 /// What the alias of the host's end says.
@@ -554,11 +573,6 @@ fn check_interface_name(name: &str) -> Result<()> {
         });
     }
     Ok(())
-}
-
-fn in_prefix(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
-    let shift = 32 - u32::from(prefix.min(32));
-    prefix > 0 && address.to_bits().checked_shr(shift) == network.to_bits().checked_shr(shift)
 }
 
 /// Runs short blocking work in the process's network namespace, off the async threads.

@@ -37,6 +37,8 @@ pub(super) struct Link {
     pub name: String,
     pub kind: Kind,
     pub up: bool,
+    /// Packets pass: it is up and has a carrier, and the kernel has taken note of both.
+    pub running: bool,
     pub loopback: bool,
     pub mtu: u32,
     pub mac: Vec<u8>,
@@ -229,6 +231,26 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Whether packets to the address are accepted, for which it needs a route of its own besides being given to a link
+    /// (with IPv6 the kernel adds it later); no address is always.
+    pub(super) async fn receives(&self, address: Option<IpAddr>) -> Result<bool> {
+        let filter = match address {
+            None => return Ok(true),
+            Some(IpAddr::V4(_)) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Some(IpAddr::V6(_)) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let failed = |error| NetworkError::netlink("list routes", error);
+        let routes: Vec<RouteMessage> =
+            self.handle.route().get(filter).execute().try_collect().await.map_err(failed)?;
+        Ok(routes.iter().any(|route| {
+            route.header.kind == RouteType::Local
+                && route
+                    .attributes
+                    .iter()
+                    .any(|attribute| matches!(attribute, RouteAttribute::Destination(to) if ip_of(to) == address))
+        }))
+    }
+
     /// Makes the default route of the gateway's family lead over it, replacing another of the same metric.
     pub(super) async fn set_default_route(&self, link: &Link, gateway: IpAddr) -> Result<()> {
         let message = match gateway {
@@ -263,6 +285,7 @@ impl Link {
             name: String::new(),
             kind: Kind::Other,
             up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::Running),
             loopback: message.header.link_layer_type == LinkLayerType::Loopback,
             mtu: 0,
             mac: Vec::new(),

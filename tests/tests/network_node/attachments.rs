@@ -1,6 +1,10 @@
 //! Attach, detach, observe, repair, masquerade, removal.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use orchestrator::network::{
     Attached, Attachment, Network, NetworkError,
@@ -12,6 +16,9 @@ use orchestrator::network::{
 use crate::support::{
     DEADLINE, NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, as_node, converse, ip, ip_in, link_names, run,
 };
+
+/// When a packet is lost, TCP and neighbour discovery try again after one second.
+const LOST_PACKET: Duration = Duration::from_secs(1);
 
 async fn attach(network: &Network, task: &str, index: u16) -> Attached {
     network.attach(&Attachment { task: task.to_owned(), index }).await.unwrap()
@@ -74,7 +81,7 @@ fn attaching_again_changes_nothing() {
         let network = node.network().await;
         let first = attach(&network, "a", 2).await;
         // The kernel reports carriers a moment after they are there.
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while ip("-o link").contains("NO-CARRIER") {
             assert!(begun.elapsed() < DEADLINE, "{}", ip("-o link"));
         }
@@ -371,12 +378,28 @@ fn observing_is_quick() {
         for index in 2..22 {
             attach(&network, &format!("t{index}"), index).await;
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         for _ in 0..10 {
             assert_eq!(network.observe().await.unwrap().attached.len(), 20);
         }
         let each = begun.elapsed() / 10;
         println!("observe of 20 containers: {each:?}");
         assert!(each < Duration::from_millis(100), "{each:?}");
+    });
+}
+
+#[test]
+fn the_first_packets_of_a_container_arrive() {
+    as_node(|node| async move {
+        let network = node.network().await;
+        for index in 2..22 {
+            let a = attach(&network, &format!("t{index}"), index).await;
+            for gateway in network.gateways().into_iter().rev() {
+                let begun = Instant::now();
+                converse(&a.netns, "/proc/thread-self/ns/net".as_ref(), gateway).await.unwrap();
+                let took = begun.elapsed();
+                assert!(took < LOST_PACKET, "container {index}, {gateway}: {took:?}");
+            }
+        }
     });
 }
