@@ -13,6 +13,7 @@
 //!
 //! This is the only module that speaks netlink.
 
+mod attachment;
 pub mod dns;
 pub mod doctor;
 mod driver;
@@ -26,7 +27,8 @@ mod subnet;
 mod sysctl;
 mod uplink;
 
-pub use driver::{Attached, Attachment, Network, NetworkConfig, Observed, TaskKey};
+pub use attachment::{Attached, Attachment};
+pub use driver::{Network, NetworkConfig, Observed, TaskKey};
 pub use error::NetworkError;
 pub use subnet::{Subnet4, Subnet6, SubnetError};
 pub use uplink::{NodeAddress, Uplink, Uplinks};

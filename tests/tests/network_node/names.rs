@@ -212,6 +212,11 @@ fn has_much_to_say(query: Message, tcp: bool) -> Option<Message> {
     Some(answer)
 }
 
+/// More than a client can take in one datagram, and nothing that says so.
+fn ignores_sizes(query: Message, _: bool) -> Option<Message> {
+    Some(answer_with(&query, (0..100).map(|last| Ipv4Addr::new(198, 51, 100, last))))
+}
+
 /// The right id, but the answer to another question.
 fn is_spoofed(query: Message, _: bool) -> Option<Message> {
     Some(answer_with(&query, [ELSEWHERE])).map(|mut answer| {
@@ -312,6 +317,17 @@ fn an_answer_that_does_not_fit_comes_by_tcp() {
         assert!(ask(&scene.a.netns, gateway, &query).await.metadata.truncation);
         let answers = ask_tcp(&scene.a.netns, gateway, vec![query]).await;
         assert_eq!((answers[0].answers.len(), answers[0].metadata.truncation), (100, false));
+    });
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_the_client_is_cut_and_says_so() {
+    as_node(|node| async move {
+        let scene = scene(&node).await;
+        let _server = FakeServer::start(&node.outside(), OUTSIDE_V4, ignores_sizes).await;
+        let gateway = scene.network.gateways()[0];
+        let answer = ask(&scene.a.netns, gateway, &question("big.example.", RecordType::A)).await;
+        assert_eq!((answer.answers.len(), answer.metadata.truncation), (0, true));
     });
 }
 

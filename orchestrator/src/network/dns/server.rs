@@ -27,7 +27,7 @@ use super::{
     upstream::Upstream,
 };
 
-/// Queries on their way upstream at once; each holds a socket and 64 KiB for some milliseconds.
+/// Queries on their way upstream at once; each holds a socket and two packets for some milliseconds.
 const MAX_FORWARDS: usize = 128;
 /// Connections at once, of all containers together.
 const MAX_CONNECTIONS: usize = 64;

@@ -55,7 +55,7 @@ impl Upstream {
         for server in servers.iter().cycle().take(MAX_ATTEMPTS.min(servers.len() * 2)) {
             let attempt = async {
                 match transport {
-                    Transport::Udp => ask_udp(*server, query, question).await,
+                    Transport::Udp => ask_udp(*server, query, question, limit).await,
                     Transport::Tcp => ask_tcp(*server, query, question).await,
                 }
             };
@@ -85,13 +85,15 @@ impl Upstream {
 }
 
 /// From a socket and under an id of its own each time, so that an answer can hardly be forged (RFC 5452).
-async fn ask_udp(server: SocketAddr, query: &[u8], question: usize) -> io::Result<Vec<u8>> {
+///
+/// One byte beyond the limit is enough to see that an answer must be cut.
+async fn ask_udp(server: SocketAddr, query: &[u8], question: usize, limit: usize) -> io::Result<Vec<u8>> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     let query = with_fresh_id(query);
     socket.send(&query).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut buffer = vec![0; limit + 1];
     loop {
         let length = socket.recv(&mut buffer).await?;
         if answers(&query, question, &buffer[..length]) {
