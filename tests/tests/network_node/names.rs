@@ -112,10 +112,13 @@ fn addresses(message: &Message) -> Vec<String> {
     addresses
 }
 
+/// Queries, and who sent them.
+type Seen = Vec<(SocketAddr, Vec<u8>)>;
+
 /// A name server in another namespace; it ends with its value.
 struct FakeServer {
     stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    seen: Arc<Mutex<Seen>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -165,7 +168,7 @@ impl FakeServer {
         FakeServer { stop, seen, threads }
     }
 
-    fn seen(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+    fn seen(&self) -> Seen {
         self.seen.lock().unwrap().clone()
     }
 }
