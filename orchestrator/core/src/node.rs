@@ -45,8 +45,10 @@ pub struct TaskObserved {
     pub activity: String,
     /// When the node first worked on it.
     pub begun: Option<UnixMillis>,
-    /// Its network interface.
+    /// Its network interface, if it is whole.
     pub attached: Option<Attached>,
+    /// There are parts of a network interface that do not make a whole.
+    pub damaged_link: bool,
     /// Whether its root file system is mounted.
     pub mounted: bool,
     /// Its container.
@@ -212,7 +214,13 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
         return ops;
     }
     match seen.container.as_ref().map(|container| &container.phase) {
-        Some(Phase::Running { .. } | Phase::Exited { .. } | Phase::Broken { .. }) => {}
+        Some(Phase::Exited { .. } | Phase::Broken { .. }) => {}
+        Some(Phase::Running { .. }) => {
+            // Somebody took its interface away; its namespace is still there.
+            if seen.attached.is_none() {
+                ops.push(Op::Attach(task.index));
+            }
+        }
         Some(Phase::Created) => ops.push(Op::Start),
         None => {
             let image = &task.spec.container.image;
@@ -275,7 +283,7 @@ fn retire(
     if seen.mounted {
         ops.push(Op::Unmount);
     }
-    if seen.attached.is_some() {
+    if seen.attached.is_some() || seen.damaged_link {
         ops.push(Op::Detach);
     }
     if keep == Keep::Nothing && (seen.traces || !ops.is_empty()) {
@@ -362,7 +370,7 @@ pub fn report(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> 
 }
 
 fn has_rest(seen: &TaskObserved) -> bool {
-    seen.busy || seen.container.is_some() || seen.mounted || seen.attached.is_some() || seen.traces
+    seen.busy || seen.container.is_some() || seen.mounted || seen.attached.is_some() || seen.damaged_link || seen.traces
 }
 
 fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> TaskReport {

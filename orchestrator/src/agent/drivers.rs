@@ -1,14 +1,14 @@
 //! The drivers of this node, opened together and composed in the order that steps need them. The only place where runtime,
 //! images, network and dataplane meet.
 
-use super::{Volumes, observe::Look};
+use super::{Volumes, execute::HOST_RESOLV_CONF, observe::Look};
 use crate::{
     config::{Config, Rung},
     dataplane::{self, Dataplane, DataplaneConfig, Mode},
     image::{self, Image, Images, Policy, Reference, silent},
     network::{
-        Attachment, Network, NetworkConfig, Subnet4, Subnet6,
-        dns::{self, Entry, Resolver, ResolverConfig},
+        Attachment, Network, NetworkConfig,
+        dns::{Entry, Resolver},
     },
     runtime::{Runtime, RuntimeConfig},
 };
@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -51,26 +52,17 @@ impl Drivers {
     /// The first driver that cannot work on this machine, with the remedy.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let (state_dir, run_dir) = (config.state_dir.clone(), config.run_dir.clone());
-        let subnet4 = cidr(&config.network.subnet, Subnet4::new)?;
-        let subnet6 = cidr(&config.network.subnet6, |network, _| Subnet6::new(network))?;
         let network = Network::open(NetworkConfig {
             node_key: config.node_key.clone(),
             bridge: config.network.bridge.clone(),
-            subnet4,
-            subnet6,
+            subnet4: subnet("network.subnet", &config.network.subnet)?,
+            subnet6: subnet("network.subnet6", &config.network.subnet6)?,
             run_dir: run_dir.clone(),
         })
         .await
         .context("opening the network")?;
         network.ensure_base().await.context("bringing the node's network up")?;
-        let resolver = Resolver::start(ResolverConfig {
-            listen: network.gateways(),
-            port: dns::PORT,
-            subnet4,
-            subnet6,
-            resolv_conf: "/etc/resolv.conf".into(),
-        })
-        .await?;
+        let resolver = Resolver::start(network.resolver_config(HOST_RESOLV_CONF)).await?;
         let pin_dir = Path::new(BPFFS).join(format!("edged-{}", config.node_key));
         let dataplane_config = DataplaneConfig {
             uplinks: (!config.uplinks.is_empty()).then(|| config.uplinks.iter().cloned().collect()),
@@ -126,6 +118,24 @@ impl Drivers {
         let outside = outside.map(|own| own.address).collect::<Vec<_>>();
         let best = outside.iter().find(|address| address.is_ipv4()).or(outside.first());
         best.map_or_else(String::new, ToString::to_string)
+    }
+
+    /// Mends the node's base (bridge, addresses, masquerade, uplinks) and takes remains of interfaces away. Only reads when
+    /// nothing is amiss.
+    pub(super) async fn mend(&self, strays: &[String]) -> anyhow::Result<()> {
+        self.network.ensure_base().await.context("mending the node's network")?;
+        for stray in strays {
+            self.network.detach(stray).await.context("removing a stray interface")?;
+        }
+        let dataplane = self.dataplane.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut dataplane = locked(&dataplane);
+            dataplane.refresh()?;
+            dataplane.sweep()
+        })
+        .await?
+        .context("mending the packet programs")?;
+        Ok(())
     }
 
     /// Makes the forwarding tables so, if they are not.
@@ -262,14 +272,7 @@ pub(crate) fn locked(dataplane: &Mutex<Dataplane>) -> std::sync::MutexGuard<'_, 
     dataplane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads `ADDRESS/PREFIX` and makes a subnet of it.
-fn cidr<A, S, E>(text: &str, make: impl Fn(A, u8) -> Result<S, E>) -> anyhow::Result<S>
-where
-    A: std::str::FromStr,
-    E: std::error::Error + Send + Sync + 'static,
-{
-    let bad = || anyhow!("{text:?} in the configuration is not a network like 10.231.0.0/16");
-    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
-    let (address, prefix) = (address.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
-    make(address, prefix).with_context(|| format!("network {text}"))
+/// Reads a network from the configuration.
+fn subnet<S: FromStr<Err: std::error::Error + Send + Sync + 'static>>(key: &str, text: &str) -> anyhow::Result<S> {
+    text.parse().with_context(|| format!("{key} = {text:?} in the configuration"))
 }

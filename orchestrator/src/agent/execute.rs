@@ -3,7 +3,10 @@
 use super::{Drivers, Memory};
 use crate::{
     image::manifest::{Healthcheck, RunConfig},
-    network::{self, dns::container_resolv_conf},
+    network::{
+        self,
+        dns::{ResolvConf, container_resolv_conf},
+    },
     runtime::{ContainerConfig, ImageDefaults},
 };
 use anyhow::{Context, anyhow};
@@ -18,6 +21,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// The host's resolver configuration (resolv.conf(5)).
+pub(super) const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The steps of one task, under way.
 pub(super) struct Chain {
@@ -129,7 +135,7 @@ impl Chain {
             task: self.task,
             name: task_name(assigned, self.task),
             hosts: hosts(&hostname, &spec.hosts, &attached),
-            resolv_conf: self.resolv_conf(assigned),
+            resolv_conf: self.resolv_conf(assigned).await,
             spec: spec.clone(),
             resources: assigned.spec.resources,
             image: defaults,
@@ -166,10 +172,11 @@ impl Chain {
         tokio::task::spawn_blocking(resolve).await?
     }
 
-    fn resolv_conf(&self, assigned: &AssignedTask) -> String {
+    async fn resolv_conf(&self, assigned: &AssignedTask) -> String {
         let dns = &assigned.spec.container.dns;
         if *dns == DnsConfig::default() {
-            return container_resolv_conf(&self.drivers.network.gateways(), &[]);
+            let search = ResolvConf::read(Path::new(HOST_RESOLV_CONF)).await.search;
+            return container_resolv_conf(&self.drivers.network.gateways(), &search);
         }
         let own = self.drivers.network.gateways().into_iter().map(|address| address.to_string());
         let servers = if dns.servers.is_empty() { own.collect() } else { dns.servers.clone() };

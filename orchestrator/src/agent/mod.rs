@@ -34,14 +34,21 @@ use orchestrator_core::{
     model::{Desired, NodeDescription, NodeId, Report},
     node::{self, Observed},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{sync::watch, task::JoinSet};
 
 /// Time between two signs of life to the leader.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Time after which the kernel is read again though nothing was heard: what events miss is mended this late at the latest.
-const RESYNC: Duration = Duration::from_secs(30);
+const RESYNC: Duration = Duration::from_secs(10);
+
+/// Time between two looks at the node's base; connections that are over are forgotten then too (dataplane's advice: 10 s).
+const MEND: Duration = Duration::from_secs(10);
 
 /// Events that come within this time are looked at together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -85,6 +92,7 @@ impl Agent {
         let mut containers = self.drivers.runtime.changes();
         let mut links = self.drivers.network.changes();
         let mut last_report = None;
+        let mut mended_at = None::<Instant>;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -93,7 +101,11 @@ impl Agent {
             }
             let mut look_again_in = RESYNC;
             if let Some(current) = &assignment {
-                match self.step(current, &mut chains).await {
+                let mend = mended_at.is_none_or(|at| at.elapsed() >= MEND);
+                if mend {
+                    mended_at = Some(Instant::now());
+                }
+                match self.step(current, &mut chains, mend).await {
                     Ok((report, wake_in)) => {
                         look_again_in = look_again_in.min(wake_in);
                         if last_report.as_ref() != Some(&report) {
@@ -165,7 +177,12 @@ impl Agent {
     }
 
     /// One look and what follows from it. Returns the report and the time until the next look.
-    async fn step(&self, assignment: &Arc<Assignment>, chains: &mut JoinSet<()>) -> anyhow::Result<(Report, Duration)> {
+    async fn step(
+        &self,
+        assignment: &Arc<Assignment>,
+        chains: &mut JoinSet<()>,
+        mend: bool,
+    ) -> anyhow::Result<(Report, Duration)> {
         let assigned = assignment.tasks.keys().copied().collect::<BTreeSet<_>>();
         let mut look = observe::look(&self.drivers, assignment).await?;
         self.memory.abort_fetches(|task| {
@@ -173,6 +190,9 @@ impl Agent {
         });
         self.memory.add_to(&mut look.observed, &assigned);
 
+        if mend && let Err(error) = self.drivers.mend(&look.strays).await {
+            tracing::warn!(error = format!("{error:#}"), "the node could not be mended");
+        }
         let now = clock::now();
         let mut forwarding_failed = false;
         let table = node::forwarding(assignment, &look.observed);

@@ -31,6 +31,8 @@ pub(super) struct Look {
     pub(super) table: Table,
     /// Ports of the host, for the report.
     pub(super) held_ports: Vec<HeldPort>,
+    /// Remains of interfaces that belong to no task.
+    pub(super) strays: Vec<String>,
 }
 
 /// Reads everything.
@@ -58,6 +60,13 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
             tasks.entry(task).or_default().attached = Some(attached);
         }
     }
+    let mut strays = Vec::new();
+    for key in links.partial {
+        match key.parse() {
+            Ok(task) => tasks.entry(task).or_default().damaged_link = true,
+            Err(_) => strays.push(key),
+        }
+    }
     for root in mounted {
         if let Ok(task) = root.task.parse() {
             tasks.entry(task).or_default().mounted = true;
@@ -75,7 +84,7 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
         }
     }
     let serving = table.serving();
-    Ok(Look { observed: Observed { images, tasks, serving }, table, held_ports })
+    Ok(Look { observed: Observed { images, tasks, serving }, table, held_ports, strays })
 }
 
 /// Published ports of services that this node should forward.
