@@ -9,7 +9,8 @@
 //! | `init.pid` | shim, once created | who the container's first process is |
 //! | `started` | shim | the process runs, since when |
 //! | `exit.json` | shim, last | how it ended |
-//! | `health.json` | health runner | newest health |
+//! | `healthcheck.json` | driver, before the shim | how to check its health, if it is checked |
+//! | `health.json` | driver, while it runs | newest health |
 //! | `control.sock` | shim | start, exec, standard input |
 //! | `<task>/` | libcontainer | its own state |
 //!
@@ -30,6 +31,7 @@ pub(crate) const SHIM_PID: &str = "shim.pid";
 pub(crate) const INIT_PID: &str = "init.pid";
 pub(crate) const STARTED: &str = "started";
 pub(crate) const EXIT: &str = "exit.json";
+pub(crate) const HEALTH_CHECK: &str = "healthcheck.json";
 pub(crate) const HEALTH: &str = "health.json";
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";

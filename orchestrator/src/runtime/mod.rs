@@ -15,8 +15,12 @@ mod cgroup;
 mod config;
 mod confined;
 mod error;
+mod exec;
 mod files;
+mod health;
+pub mod host;
 mod log_format;
+mod logs;
 mod prepare;
 mod process_ref;
 mod seccomp;
@@ -28,7 +32,9 @@ mod wire;
 pub use cgroup::Stats;
 pub use config::*;
 pub use error::{RuntimeError, error_line};
+pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSession, Terminal};
 pub use log_format::{LogLine, Stream};
+pub use logs::{LogQuery, Logs};
 
 use cgroup::Hierarchies;
 use error::At;
@@ -300,7 +306,8 @@ impl Runtime {
         self.inner.changes.send_modify(|n| *n += 1);
     }
 
-    /// Notifies once the shim of a container has ended, which it does after it has recorded the container's end.
+    /// Checks the health of a container until its shim has ended, which it does after it has recorded the container's end;
+    /// then notifies.
     fn watch(&self, task: TaskId) {
         if !self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(task) {
             return;
@@ -310,7 +317,10 @@ impl Runtime {
             let shim = files::live_shim(&runtime.places(task).run).and_then(|shim| shim.pidfd());
             // SAFETY: an owned descriptor stays open as long as the registration that owns it.
             if let Some(fd) = shim.and_then(|fd| unsafe { AsyncFd::register(fd) }.ok()) {
-                let _ = fd.readable().await;
+                tokio::select! {
+                    _ = fd.readable() => {}
+                    () = health::watch(&runtime, task) => {}
+                }
             }
             runtime.inner.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             runtime.notify();

@@ -3,7 +3,7 @@
 
 use super::{
     cgroup::Hierarchies,
-    config::ContainerConfig,
+    config::{ContainerConfig, Health},
     confined,
     error::{At, RuntimeError, error_line},
     files::{self, ShimConfig},
@@ -75,6 +75,11 @@ pub(crate) fn prepare(config: &ContainerConfig, places: &Places, hierarchies: &H
         shim_cgroups: hierarchies.shim_groups(&places.parent),
         oom_file: hierarchies.oom_file(facts.cgroup.trim_start_matches('/')),
     };
+    if let Some(check) = config.health_check() {
+        let path = |name: &str| places.run.join(name);
+        files::write(&places.run, files::HEALTH_CHECK, check).at("write", path(files::HEALTH_CHECK))?;
+        files::write(&places.run, files::HEALTH, &Health::starting()).at("write", path(files::HEALTH))?;
+    }
     files::write(&places.run, files::OCI_CONFIG, &spec).at("write", places.run.join(files::OCI_CONFIG))?;
     files::write(&places.run, files::SHIM_CONFIG, &shim).at("write", places.run.join(files::SHIM_CONFIG))
 }

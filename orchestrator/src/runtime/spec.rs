@@ -129,22 +129,26 @@ pub(crate) fn build(config: &ContainerConfig, facts: &Facts) -> Result<Spec, Run
 }
 
 /// The OCI process of an exec, from the container's own.
-pub(crate) fn exec_process(container: &Process, exec: &ExecSpec, user: Option<User>, all_capabilities: Option<&[String]>) -> Result<Value, serde_json::Error> {
+pub(crate) fn exec_process(
+    container: &Process,
+    exec: &ExecSpec,
+    user: Option<User>,
+    capabilities: &[String],
+) -> Result<Value, serde_json::Error> {
     let mut process = serde_json::to_value(container)?;
+    let mut env = container.env().clone().unwrap_or_default();
+    if exec.tty {
+        env = overlay(env, &["TERM=xterm".into()]);
+    }
     process["terminal"] = json!(exec.tty);
     process["args"] = json!(exec.args);
-    process["env"] = json!(overlay(container.env().clone().unwrap_or_default(), &exec.env));
-    if exec.tty && !exec.env.iter().any(|e| e.starts_with("TERM=")) {
-        process["env"] = json!(overlay(overlay(container.env().clone().unwrap_or_default(), &["TERM=xterm".into()]), &exec.env));
-    }
+    process["env"] = json!(overlay(env, &exec.env));
+    process["capabilities"] = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
     if let Some(workdir) = &exec.workdir {
         process["cwd"] = json!(absolute(workdir));
     }
     if let Some(user) = user {
         process["user"] = json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups});
-    }
-    if let Some(all) = all_capabilities {
-        process["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
     }
     Ok(process)
 }

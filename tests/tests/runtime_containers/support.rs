@@ -1,7 +1,8 @@
 //! A runtime of its own for each test, and a root file system made of busybox.
+#![allow(dead_code, reason = "the program that plays the daemon needs less of it")]
 
 use orchestrator::runtime::{
-    ContainerConfig, ContainerState, ContainerStatus, ImageDefaults, Runtime, RuntimeConfig,
+    ContainerConfig, ContainerState, ContainerStatus, ImageDefaults, LogQuery, Runtime, RuntimeConfig,
 };
 use orchestrator_core::model::{ContainerSpec, ImageName, Resources, TaskId};
 use std::{
@@ -31,31 +32,46 @@ fn rustix_is_root() -> bool {
 pub struct Node {
     pub runtime: Runtime,
     pub config: RuntimeConfig,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     next: AtomicU64,
+    /// Removed at the end by who made it.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Node {
-    pub async fn new() -> Self {
+    /// In a new folder, with the shim as the program of this path.
+    pub async fn new(shim_exe: &str) -> Self {
         static NODES: AtomicU64 = AtomicU64::new(0);
-        let dir = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        make_rootfs(&folder.path().join("rootfs"));
+        let key = format!("test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let node = Self::at(folder.path(), &key, shim_exe).await;
+        node.owning(folder)
+    }
+
+    /// In a folder that another node has made: what a restarted daemon does.
+    pub async fn at(dir: &Path, key: &str, shim_exe: &str) -> Self {
         let config = RuntimeConfig {
-            state_dir: dir.path().join("state"),
-            run_dir: dir.path().join("run"),
-            node_key: format!("test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed)),
-            shim_exe: env!("CARGO_BIN_EXE_shim").into(),
+            state_dir: dir.join("state"),
+            run_dir: dir.join("run"),
+            node_key: key.into(),
+            shim_exe: shim_exe.into(),
         };
-        make_rootfs(&dir.path().join("rootfs"));
         let runtime = Runtime::open(config.clone()).await.unwrap();
-        Self { runtime, config, dir, next: AtomicU64::new(1) }
+        Self { runtime, config, dir: dir.into(), next: AtomicU64::new(1), folder: None }
+    }
+
+    fn owning(mut self, folder: tempfile::TempDir) -> Self {
+        self.folder = Some(folder);
+        self
     }
 
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     pub fn rootfs(&self) -> PathBuf {
-        self.dir.path().join("rootfs")
+        self.dir.join("rootfs")
     }
 
     /// A container that runs a line of shell.
@@ -125,16 +141,33 @@ impl Node {
     pub async fn output(&self, config: &ContainerConfig) -> (i32, String) {
         self.run(config).await;
         let code = self.exit_code(config.task).await;
-        (code, self.log(config.task))
+        (code, self.log(config.task).await)
     }
 
-    /// What the container wrote, from its log files.
-    pub fn log(&self, task: TaskId) -> String {
-        let dir = self.config.state_dir.join(task.to_string()).join("logs");
-        let mut files: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().map(|e| e.unwrap().path()).collect();
-        files.sort();
-        let text: String = files.iter().map(|f| fs::read_to_string(f).unwrap()).collect();
-        text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap().to_owned() + "\n").collect()
+    /// What the container wrote.
+    pub async fn log(&self, task: TaskId) -> String {
+        self.read_log(task, LogQuery::default()).await
+    }
+
+    pub async fn read_log(&self, task: TaskId, query: LogQuery) -> String {
+        let mut logs = self.runtime.logs(task, query).await.unwrap();
+        let mut all = Vec::new();
+        while let Some(line) = tokio::time::timeout(DEADLINE, logs.next()).await.expect("the log ends") {
+            all.extend(line.unwrap().bytes);
+        }
+        String::from_utf8(all).unwrap()
+    }
+
+    /// Waits until the container has written this.
+    pub async fn await_output(&self, task: TaskId, wanted: &str) {
+        let mut logs = self.runtime.logs(task, LogQuery { follow: true, ..LogQuery::default() }).await.unwrap();
+        let mut seen = String::new();
+        while !seen.contains(wanted) {
+            match tokio::time::timeout(DEADLINE, logs.next()).await {
+                Ok(Some(line)) => seen += &String::from_utf8_lossy(&line.unwrap().bytes),
+                _ => panic!("{wanted:?} is not in {seen:?}"),
+            }
+        }
     }
 
     /// Removes everything and checks that nothing is left.
@@ -155,7 +188,7 @@ impl Node {
                 left.push(path.display().to_string());
             }
         }
-        let dir = self.dir.path().to_str().unwrap();
+        let dir = self.dir.to_str().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(mounts.lines().filter(|l| l.contains(dir)).map(Into::into));
         for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -172,6 +205,9 @@ impl Node {
 impl Drop for Node {
     /// A test that failed leaves nothing behind either.
     fn drop(&mut self) {
+        if self.folder.is_none() {
+            return;
+        }
         let runtime = self.runtime.clone();
         let cleanup = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
