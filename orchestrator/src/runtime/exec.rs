@@ -33,6 +33,9 @@ use tokio::io::{AsyncWrite, unix::AsyncFd};
 /// Read at once from a stream: what a pipe holds on most machines, in a quarter of its writes.
 const READ_BYTES: usize = 16 * 1024;
 
+/// Rows and columns that programs assume where nobody tells.
+const DEFAULT_SIZE: (u16, u16) = (24, 80);
+
 /// Tells exec'd processes of this `edged` apart, in the names of their files.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -104,9 +107,6 @@ impl Runtime {
                         (None, Some(terminal)) => Ends::Terminal(terminal),
                         (None, None) => return Err(bad("the shim sent no terminal".into())),
                     };
-                    if let (Ends::Terminal(fd), Some((rows, columns))) = (&ends, exec.size) {
-                        set_size(fd, rows, columns).at("size the terminal of", &dir)?;
-                    }
                     Ok((pid, ends, connection))
                 }
                 _ => Err(bad("the shim gave an answer of another question".into())),
@@ -163,9 +163,8 @@ fn request(name: &str, spec: &Spec, exec: &ExecSpec) -> Result<(Request, serde_j
         capabilities::granted(true, &[], &[], prepare::own_capabilities()).map_err(bad)?
     } else {
         let effective = process.capabilities().as_ref().and_then(|c| c.effective().clone()).unwrap_or_default();
-        let mut names: Vec<String> = effective.iter().map(|c| format!("CAP_{c}")).collect();
-        names.sort_unstable();
-        names
+        let names = serde_json::to_value(effective).and_then(serde_json::from_value);
+        names.map_err(|e| bad(format!("its capabilities cannot be read: {e}")))?
     };
     let seccomp = !exec.privileged && linux.is_some_and(|l| l.seccomp().is_some());
     let mut given = kept.clone();
@@ -175,7 +174,8 @@ fn request(name: &str, spec: &Spec, exec: &ExecSpec) -> Result<(Request, serde_j
     }
     let document = exec_process(process, exec, user, &given).map_err(|e| bad(e.to_string()))?;
     let id = (u64::from(std::process::id()) << 32) | NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    Ok((Request::Exec { id, tty: exec.tty, keep: kept, seccomp }, document))
+    let size = exec.tty.then(|| exec.size.unwrap_or(DEFAULT_SIZE));
+    Ok((Request::Exec { id, size, keep: kept, seccomp }, document))
 }
 
 /// Pipes of a process, and the ends that stay here.

@@ -108,7 +108,7 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::AlreadyExists`], or what is wrong with the request or the node. Nothing is left behind then.
     pub async fn create(&self, config: &ContainerConfig) -> Result<(), RuntimeError> {
-        let _groups = self.inner.groups.read().await;
+        let groups = self.inner.groups.read().await;
         let places = self.places(config.task);
         match fs::create_dir(&places.run) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -120,18 +120,11 @@ impl Runtime {
             Ok(()) => self.run_shim(config, &places).await,
             Err(error) => Err(error),
         };
-        if made.is_err() {
-            let inner = Arc::clone(&self.inner);
-            let task = config.task;
-            // What it met is less important than what `made` says.
-            let _ = blocking(move || {
-                let removed = inner.remove(task);
-                let _ = fs::remove_dir_all(inner.config.state_dir.join(task.to_string()));
-                removed
-            })
-            .await;
-        } else {
-            self.watch(config.task);
+        drop(groups);
+        match &made {
+            Ok(()) => self.watch(config.task),
+            // What is met on the way back is less important than what `made` says, and is met again by the next delete.
+            Err(_) => drop((self.delete(config.task).await, self.forget(config.task).await)),
         }
         made
     }

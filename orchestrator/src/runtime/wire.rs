@@ -30,8 +30,8 @@ pub(crate) enum Request {
     Exec {
         /// Names the file.
         id: u64,
-        /// Whether it has a terminal.
-        tty: bool,
+        /// Rows and columns of its terminal, if it has one.
+        size: Option<(u16, u16)>,
         /// Capabilities, by OCI name, that the process keeps.
         keep: Vec<String>,
         /// Whether the container's seccomp profile applies.

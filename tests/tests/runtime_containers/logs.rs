@@ -29,7 +29,7 @@ async fn streams_times_and_tails_can_be_chosen() {
 #[tokio::test]
 async fn following_goes_on_through_rotation_until_the_container_ends() {
     let node = node!();
-    let mut config = node.shell("i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; [ $((i % 40)) = 0 ] && sleep 0.03; done; true");
+    let mut config = node.shell("i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.03; done; true");
     config.spec.log.max_bytes = 4096;
     config.spec.log.max_files = 4;
     node.runtime.create(&config).await.unwrap();
@@ -39,7 +39,7 @@ async fn following_goes_on_through_rotation_until_the_container_ends() {
     while let Some(line) = logs.next().await {
         all += &String::from_utf8(line.unwrap().bytes).unwrap();
     }
-    assert_eq!(all, (1..=400).map(|i| format!("line {i}\n")).collect::<String>());
+    assert_eq!(all, (1..=2000).map(|i| format!("line {i}\n")).collect::<String>());
     assert_eq!(node.exit_code(config.task).await, 0);
 
     // What is kept is the end, in as many files as are allowed.

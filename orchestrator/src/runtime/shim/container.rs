@@ -5,7 +5,7 @@
 use super::{
     super::{
         error::error_line,
-        files::ShimConfig,
+        files::{OCI_CONFIG, ShimConfig},
         wire::{Failure, FailureKind},
     },
     executor::{Restrict, Run, tell},
@@ -13,7 +13,7 @@ use super::{
 };
 use libcontainer::{
     container::{Container, builder::ContainerBuilder},
-    oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Spec},
+    oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, Spec},
     syscall::syscall::SyscallType,
 };
 use std::{
@@ -22,6 +22,9 @@ use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
 };
+
+/// Rows and columns that programs assume where nobody tells; whoever looks at the terminal sends the real size.
+const DEFAULT_SIZE: (u16, u16) = (24, 80);
 
 /// Standard streams of a process, or the socket by which its terminal is handed over.
 pub(super) enum Stdio<'a> {
@@ -40,7 +43,7 @@ pub(super) struct Made {
 /// Creates the container: everything is in place, the program waits.
 pub(super) fn create(dir: &Path, config: &ShimConfig, stdio: Stdio<'_>) -> Result<Made, Failure> {
     in_child(|failures| {
-        let executor = Run { failures, init: config.init, restrict: None };
+        let executor = Run { failures, init: config.init, size: config.tty.then_some(DEFAULT_SIZE), restrict: None };
         let container = builder(dir, config, stdio)?
             .with_executor(executor)
             .as_init(dir)
@@ -61,21 +64,25 @@ pub(super) fn start(dir: &Path, config: &ShimConfig) -> Result<(), Failure> {
     .map(|_| ())
 }
 
-/// Runs another process inside, described by the OCI process in `process`.
-pub(super) fn exec(
-    dir: &Path,
-    config: &ShimConfig,
-    process: &Path,
-    keep: &[String],
-    seccomp: bool,
-    stdio: Stdio<'_>,
-) -> Result<Made, Failure> {
+/// Another process to run inside.
+pub(super) struct Tenant<'a> {
+    /// File with the OCI process.
+    pub process: &'a Path,
+    /// Capabilities, by OCI name, that it keeps.
+    pub keep: &'a [String],
+    /// Whether the container's filter applies.
+    pub seccomp: bool,
+    /// Rows and columns of its terminal, if it has one.
+    pub size: Option<(u16, u16)>,
+}
+
+/// Runs another process inside.
+pub(super) fn exec(dir: &Path, config: &ShimConfig, tenant: &Tenant<'_>, stdio: Stdio<'_>) -> Result<Made, Failure> {
     in_child(|failures| {
-        let profile = if seccomp { Spec::load(dir.join(super::super::files::OCI_CONFIG))?.linux().as_ref().and_then(|l| l.seccomp().clone()) } else { None };
-        let restrict = match profile {
+        let filter = || Spec::load(dir.join(OCI_CONFIG)).map(|spec| spec.linux().as_ref().and_then(|l| l.seccomp().clone()));
+        let restrict = match if tenant.seccomp { filter()? } else { None } {
             Some(seccomp) => {
-                let set: Capabilities =
-                    keep.iter().map(|name| name.parse::<Capability>()).collect::<Result<_, _>>().map_err(io::Error::other)?;
+                let set: Capabilities = serde_json::from_value(tenant.keep.into())?;
                 let mut capabilities = LinuxCapabilitiesBuilder::default()
                     .bounding(set.clone())
                     .effective(set.clone())
@@ -87,11 +94,11 @@ pub(super) fn exec(
             None => None,
         };
         let pid = builder(dir, config, stdio)?
-            .with_executor(Run { failures, init: false, restrict })
+            .with_executor(Run { failures, init: false, size: tenant.size, restrict })
             .as_tenant()
             .with_detach(true)
             .as_sibling(true)
-            .with_process(Some(process))
+            .with_process(Some(tenant.process))
             .build()?;
         Ok(pid.as_raw())
     })

@@ -3,7 +3,10 @@
 //!
 //! What goes wrong here is told to the shim as one [`Failure`] on a descriptor that closes by itself when the program runs.
 
-use super::super::wire::{Failure, FailureKind};
+use super::super::{
+    error::error_line,
+    wire::{Failure, FailureKind},
+};
 use libcontainer::{
     oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec},
     syscall::syscall::create_syscall,
@@ -12,6 +15,7 @@ use libcontainer::{
 use rustix::{
     fs::{Access, AtFlags, CWD, accessat},
     io::Errno,
+    termios::{Winsize, tcsetwinsize},
 };
 use std::{
     ffi::CString,
@@ -27,6 +31,8 @@ pub(super) struct Run {
     pub failures: RawFd,
     /// Whether this process stays as process 1 and runs the program as its child.
     pub init: bool,
+    /// Rows and columns of the terminal, if there is one.
+    pub size: Option<(u16, u16)>,
     /// For exec only: libcontainer gives an exec'd process no seccomp filter.
     pub restrict: Option<Restrict>,
 }
@@ -59,11 +65,15 @@ impl Executor for Run {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let program =
             find_program(spec).map_err(|text| ExecutorError::Other(self.tell(FailureKind::Command, text)))?;
+        if let Some((ws_row, ws_col)) = self.size {
+            // Best effort: a program that draws before its user's size is known does so badly, and that is all.
+            let _ = tcsetwinsize(rustix::stdio::stdin(), Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+        }
         if let Some(restrict) = &self.restrict {
             libcontainer::seccomp::initialize_seccomp(&restrict.seccomp)
-                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Seccomp, super::super::error::error_line(&e))))?;
+                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Seccomp, error_line(&e))))?;
             libcontainer::capabilities::drop_privileges(&restrict.capabilities, create_syscall().as_ref())
-                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Other, super::super::error::error_line(&e))))?;
+                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Other, error_line(&e))))?;
         }
         if self.init {
             super::init::become_init(self.failures);

@@ -27,14 +27,13 @@ use super::{
     process_ref::ProcessRef,
     wire::{self, Failure, FailureKind, Reply, Request},
 };
-use container::{Made, Stdio};
+use container::{Made, Stdio, Tenant};
 use log_writer::LogWriter;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Mode, OFlags},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with},
-    termios::{Winsize, tcsetwinsize},
 };
 use std::{
     collections::BTreeMap,
@@ -268,13 +267,14 @@ impl Shim {
                     .map_err(|e| failed(format!("record the start: {e}")))?;
                 Ok((Reply::Done, None))
             }
-            Request::Exec { id, tty, keep, seccomp } => {
+            Request::Exec { id, size, keep, seccomp } => {
                 if self.failures.is_some() {
                     return Err(Failure { kind: FailureKind::NotRunning, text: "it was not started yet".into() });
                 }
                 let process = self.dir.join(format!("exec-{id}.json"));
-                let run = |stdio: Stdio<'_>| container::exec(&self.dir, &self.config, &process, &keep, seccomp, stdio);
-                let (made, terminal) = if tty {
+                let tenant = Tenant { process: &process, keep: &keep, seccomp, size };
+                let run = |stdio: Stdio<'_>| container::exec(&self.dir, &self.config, &tenant, stdio);
+                let (made, terminal) = if size.is_some() {
                     let (made, terminal) = with_terminal(|socket| run(Stdio::Console(socket)), &self.dir, Some(id))?;
                     (made, Some(terminal))
                 } else {
@@ -373,7 +373,5 @@ fn with_terminal(
     let made = made?;
     let connection = accept_with(&socket, SocketFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
     let terminal = wire::receive_fd(&connection).map_err(failed)?;
-    // The size that programs assume where none is told; the client sends the real one at once.
-    let _ = tcsetwinsize(&terminal, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 });
     Ok((made, terminal))
 }
