@@ -110,7 +110,9 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
             let entries = 1 + random() % 3;
             let mut records: Vec<_> = (0..entries)
                 .map(|n| {
-                    let bytes: Vec<u8> = (0..random() % 900).map(|_| random() as u8).collect();
+                    // One in 50 does not fit a segment.
+                    let longest = if random() % 50 == 0 { 6000 } else { 900 };
+                    let bytes: Vec<u8> = (0..random() % longest).map(|_| random() as u8).collect();
                     Record::Entry(next(n), bytes.into())
                 })
                 .collect();
