@@ -19,8 +19,8 @@ use orchestrator_core::{
     state::{Action, Applied, Change, Entry, Key, Object},
 };
 
-const ROUNDS: usize = 5;
-const COMMITS: u64 = 1000;
+const ROUNDS: usize = 25;
+const COMMITS: u64 = 200;
 /// Long enough to fill segments and write snapshots.
 const LONG: u64 = 12_000;
 

@@ -431,6 +431,12 @@ impl Store {
         *self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// For tests of what only more members show.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &Raft<TypeConfig> {
+        &self.inner.raft
+    }
+
     /// Bytes free on the disk.
     fn room(&self) -> u64 {
         rustix::fs::statvfs(&self.inner.dir).map_or(0, |disk| disk.f_bavail * disk.f_frsize)
