@@ -95,7 +95,7 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
     let term = last.map_or(1, |last| last.term);
     let next = |n: u64| Position { term, node: 1, index: last.map_or(0, |last| last.index + 1) + n };
     match random() % 12 {
-        0 => vec![Record::Vote(Vote { term: term + 1, node: random() % 3, committed: random() % 2 == 0 })],
+        0 => vec![Record::Vote(Vote { term: term + 1, node: random() % 3, committed: random().is_multiple_of(2) })],
         1 if last > committed.max(purged) => {
             // Another leader overwrites the uncommitted tail.
             let floor = committed.max(purged).map_or(0, |at| at.index + 1);
@@ -105,18 +105,18 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
         }
         2 if committed > purged => vec![Record::Purged(committed.unwrap())],
         // A snapshot from the leader replaces the whole log.
-        3 if random() % 4 == 0 => vec![Record::Purged(Position { term: term + 1, ..next(5) })],
+        3 if random().is_multiple_of(4) => vec![Record::Purged(Position { term: term + 1, ..next(5) })],
         _ => {
             let entries = 1 + random() % 3;
             let mut records: Vec<_> = (0..entries)
                 .map(|n| {
                     // One in 50 does not fit a segment.
-                    let longest = if random() % 50 == 0 { 6000 } else { 900 };
+                    let longest = if random().is_multiple_of(50) { 6000 } else { 900 };
                     let bytes: Vec<u8> = (0..random() % longest).map(|_| random() as u8).collect();
                     Record::Entry(next(n), bytes.into())
                 })
                 .collect();
-            records.extend(last.filter(|_| random() % 3 == 0).map(Record::Committed));
+            records.extend(last.filter(|_| random().is_multiple_of(3)).map(Record::Committed));
             records
         }
     }
@@ -194,7 +194,7 @@ fn cut_everywhere(seed: u64) -> usize {
                 panic!("seed {seed}, event {at}: {facts:?} is not between {acknowledged} and {submitted} records")
             };
             nested += 1;
-            if nested % NESTED == 0 {
+            if nested.is_multiple_of(NESTED) {
                 cuts += go_on_and_cut_again(&disk, log, image, &run.model.records[reached..submitted], seed);
             }
         });
