@@ -15,7 +15,10 @@ use openraft::{
     Config, Raft, ServerState, Snapshot as RaftSnapshot, SnapshotPolicy,
     error::{CheckIsLeaderError, ClientWriteError, Fatal, ForwardToLeader, InitializeError as RaftInitializeError, RaftError},
 };
-use orchestrator_core::state::{Applied, Entry, State};
+use orchestrator_core::{
+    state::{Applied, Entry, State},
+    wire,
+};
 use rustix::fs::FlockOperation;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
@@ -41,9 +44,10 @@ const ELECTION_MAX: Duration = Duration::from_millis(3000);
 const INSTALL_SNAPSHOT: Duration = Duration::from_secs(30);
 /// A proposal that is not committed by then has probably lost its quorum: three elections.
 const PROPOSE: Duration = Duration::from_secs(10);
-/// The largest proposal. Docker's limit for a config is 1000 KiB, the largest object there is.
-const MAX_ENTRY_BYTES: usize = 1280 * 1024;
-const _: () = assert!(MAX_ENTRY_BYTES < SEGMENT_BYTES as usize - 1024, "the largest entry fits a segment");
+/// The largest proposal: twice what a plan that places 20,000 tasks at once takes.
+const MAX_ENTRY_BYTES: usize = 8 << 20;
+/// A proposal above this may need a log segment of its own, so there must be room on the disk for it.
+const LARGE_ENTRY_BYTES: usize = SEGMENT_BYTES as usize / 4;
 
 const LOCK_FILE: &str = "lock";
 
@@ -221,6 +225,7 @@ struct Inner {
     raft: Raft<TypeConfig>,
     raft_id: u64,
     node: String,
+    dir: PathBuf,
     state: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Option<Leadership>>,
     health: watch::Sender<Health>,
@@ -275,6 +280,7 @@ impl Store {
             raft,
             raft_id,
             node: config.node,
+            dir: config.dir,
             state,
             leadership,
             health,
@@ -327,10 +333,12 @@ impl Store {
             Health::ReadOnly { reason } => return Err(ProposeError::ReadOnly { reason: reason.clone() }),
             Health::Failed { reason } => return Err(ProposeError::Failed { reason: reason.clone() }),
         }
-        match postcard::to_allocvec(&entry) {
-            Ok(bytes) if bytes.len() > MAX_ENTRY_BYTES => return Err(ProposeError::TooLarge { bytes: bytes.len() }),
-            Ok(_) => {}
-            Err(error) => return Err(ProposeError::Failed { reason: error.to_string().into() }),
+        let bytes = wire::encode(&entry).map_err(|error| ProposeError::Failed { reason: error.to_string().into() })?.len();
+        if bytes > MAX_ENTRY_BYTES {
+            return Err(ProposeError::TooLarge { bytes });
+        }
+        if bytes > LARGE_ENTRY_BYTES && self.room() < 2 * bytes as u64 {
+            return Err(ProposeError::ReadOnly { reason: format!("no room for a change of {bytes} bytes").into() });
         }
         let written = timeout(PROPOSE, self.inner.raft.client_write(entry)).await.map_err(|_| ProposeError::Timeout)?;
         match written {
@@ -421,6 +429,17 @@ impl Store {
         }
         tasks.shutdown().await;
         *self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// For tests of what only more members show.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &Raft<TypeConfig> {
+        &self.inner.raft
+    }
+
+    /// Bytes free on the disk.
+    fn room(&self) -> u64 {
+        rustix::fs::statvfs(&self.inner.dir).map_or(0, |disk| disk.f_bavail * disk.f_frsize)
     }
 
     fn alone(&self) -> bool {

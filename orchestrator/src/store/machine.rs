@@ -15,7 +15,10 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
     storage::RaftStateMachine,
 };
-use orchestrator_core::state::{Applied, State};
+use orchestrator_core::{
+    state::{Applied, State},
+    wire::{self, WireError},
+};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -68,10 +71,10 @@ impl Machine {
         files: SnapshotFiles,
         newest: Option<Snapshot>,
         appended: Arc<AtomicU64>,
-    ) -> Result<Self, postcard::Error> {
+    ) -> Result<Self, WireError> {
         let snapshot_bytes = newest.as_ref().map_or(0, |snapshot| snapshot.state.len());
         let view = match newest {
-            Some(snapshot) => View { state: Arc::new(raft::decode(&snapshot.state)?), moment: snapshot.moment },
+            Some(snapshot) => View { state: Arc::new(wire::decode(&snapshot.state)?), moment: snapshot.moment },
             None => View::default(),
         };
         let state = watch::Sender::new(view.state.clone());
@@ -125,7 +128,7 @@ impl Machine {
         let shared = self.shared.clone();
         let View { state, moment } = lock(&shared.view).clone();
         let written = tokio::task::spawn_blocking(move || {
-            let state = postcard::to_allocvec(&*state).map_err(std::io::Error::other)?;
+            let state = wire::encode(&*state).map_err(std::io::Error::other)?;
             let snapshot = Snapshot { moment, state };
             let second_newest = shared.files.write(&snapshot, false)?;
             Ok::<_, std::io::Error>((snapshot, second_newest))
@@ -197,7 +200,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta<u64, Member>, snapshot: Box<Vec<u8>>) -> Result<(), Fault> {
         let snapshot = Snapshot { moment: Moment::from_meta(meta), state: *snapshot };
-        let state = raft::decode(&snapshot.state).map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
+        let state = wire::decode(&snapshot.state).map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
         let view = View { state: Arc::new(state), moment: snapshot.moment.clone() };
         let shared = self.shared.clone();
         let written = tokio::task::spawn_blocking(move || shared.files.write(&snapshot, true));

@@ -1,9 +1,12 @@
+//! The store.
+//!
 #![doc = include_str!("../../docs/store.md")]
 
 mod disk;
 mod frame;
 mod handle;
 mod log;
+#[expect(clippy::result_large_err, reason = "openraft's traits demand its error type")]
 mod log_store;
 mod machine;
 mod meter;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use openraft::{CommittedLeaderId, EntryPayload, LogId, Membership, StoredMembership};
-use orchestrator_core::state::{Applied, Entry};
+use orchestrator_core::{
+    state::{Applied, Entry},
+    wire::{self, WireError},
+};
 use serde::{Deserialize, Serialize};
 
 use super::log::record::{Position, Vote};
@@ -40,12 +43,22 @@ impl fmt::Display for Member {
     }
 }
 
-/// What an entry carries, as it lies in the log. New kinds are appended.
-#[derive(Serialize, Deserialize)]
-enum Payload {
-    Blank,
-    Change(Entry),
-    Members(Members),
+/// What an entry carries: the first byte of its payload in the log. The numbers are never given to something else.
+const BLANK: u8 = 0;
+/// An [`Entry`] in its envelope follows.
+const CHANGE: u8 = 1;
+/// [`Members`] follow.
+const MEMBERS: u8 = 2;
+
+/// Bytes cannot be made of a value, or a value of bytes.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FormatError {
+    #[error(transparent)]
+    Envelope(#[from] WireError),
+    #[error(transparent)]
+    Postcard(#[from] postcard::Error),
+    #[error("payload of kind {0:?} is unknown")]
+    UnknownKind(Option<u8>),
 }
 
 /// A membership, as it lies in the log and in snapshots.
@@ -97,21 +110,22 @@ pub(super) fn raft_vote(vote: Vote) -> openraft::Vote<u64> {
 }
 
 /// The bytes of an entry's payload.
-pub(super) fn encode_payload(payload: EntryPayload<TypeConfig>) -> Result<Vec<u8>, postcard::Error> {
-    let payload = match payload {
-        EntryPayload::Blank => Payload::Blank,
-        EntryPayload::Normal(entry) => Payload::Change(entry),
-        EntryPayload::Membership(membership) => Payload::Members((&membership).into()),
+pub(super) fn encode_payload(payload: EntryPayload<TypeConfig>) -> Result<Vec<u8>, FormatError> {
+    let (kind, content) = match payload {
+        EntryPayload::Blank => (BLANK, Vec::new()),
+        EntryPayload::Normal(entry) => (CHANGE, wire::encode(&entry)?),
+        EntryPayload::Membership(membership) => (MEMBERS, postcard::to_allocvec(&Members::from(&membership))?),
     };
-    postcard::to_allocvec(&payload)
+    Ok([&[kind], content.as_slice()].concat())
 }
 
 /// The entry at a position, from the bytes of its payload.
-pub(super) fn decode_entry(at: Position, bytes: &[u8]) -> Result<openraft::Entry<TypeConfig>, postcard::Error> {
-    let payload = match decode(bytes)? {
-        Payload::Blank => EntryPayload::Blank,
-        Payload::Change(entry) => EntryPayload::Normal(entry),
-        Payload::Members(members) => EntryPayload::Membership(members.into()),
+pub(super) fn decode_entry(at: Position, bytes: &[u8]) -> Result<openraft::Entry<TypeConfig>, FormatError> {
+    let payload = match bytes.split_first() {
+        Some((&BLANK, [])) => EntryPayload::Blank,
+        Some((&CHANGE, content)) => EntryPayload::Normal(wire::decode(content)?),
+        Some((&MEMBERS, content)) => EntryPayload::Membership(decode::<Members>(content)?.into()),
+        other => return Err(FormatError::UnknownKind(other.map(|(kind, _)| *kind))),
     };
     Ok(openraft::Entry { log_id: log_id(at), payload })
 }

@@ -72,13 +72,21 @@ async fn an_entry_whose_guard_fails_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_above_the_limit_is_refused_and_the_next_one_taken() {
+async fn an_entry_larger_than_a_segment_is_taken_and_one_above_the_limit_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = found(dir.path()).await;
-    let refused = store.propose(entry([node(1, 1_500_000)])).await;
-    assert!(matches!(refused, Err(ProposeError::TooLarge { bytes }) if bytes > 1_500_000));
-    store.propose(entry([node(1, 1_200_000)])).await.unwrap();
-    assert_eq!(numbers(&store.state()), [1]);
+    let refused = store.propose(entry([node(1, 9_000_000)])).await;
+    assert!(matches!(refused, Err(ProposeError::TooLarge { bytes }) if bytes > 9_000_000));
+    for number in 1..4 {
+        store.propose(entry([node(number, 4_000_000)])).await.unwrap();
+    }
+    store.propose(entry([node(4, 10)])).await.unwrap();
+    let before = store.state();
+    store.shutdown().await;
+    let store = open(dir.path()).await;
+    leads(&store).await;
+    assert_eq!(*store.state(), *before);
+    assert_eq!(numbers(&before), [1, 2, 3, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

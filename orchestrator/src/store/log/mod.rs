@@ -32,7 +32,7 @@ use super::{
 };
 
 /// Size of a segment file. Two exist at least, so 4 MiB are the least a manager takes on the card and what `cluster init`
-/// writes once (0.4 s on a 10 MB/s card); one holds the largest entry twice, and about 7,000 small ones.
+/// writes once (0.4 s on a 10 MB/s card); one holds about 7,000 small entries. An entry that does not fit gets a larger one.
 pub(crate) const SEGMENT_BYTES: u32 = 2 * 1024 * 1024;
 
 /// A segment being created has this name until it is whole.
@@ -221,18 +221,11 @@ impl Log {
         Ok((log, image, recovery))
     }
 
-    /// The longest entry, in bytes, that fits any segment.
-    pub(crate) fn max_entry(segment_bytes: u32) -> usize {
-        // Room for the start (its numbers take 10 bytes at most each) and the entry's own position.
-        segment_bytes as usize - 2 * frame::RECORD_HEADER - 256
-    }
-
     /// Makes `records` durable, in order. When this returns an error the log must not be used any more: which of the records
     /// are on disk is unknown until it is opened anew.
     ///
     /// # Errors
-    /// What the kernel said to a write or sync; `InvalidInput` for an entry above [`Log::max_entry`], before anything of it
-    /// is written.
+    /// What the kernel said to a write or sync.
     pub(crate) fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let pointers_only = records.iter().all(|record| matches!(record, Record::Vote(_) | Record::Committed(_)));
         let purpose = if pointers_only { Purpose::Vote } else { Purpose::Log };
@@ -240,13 +233,9 @@ impl Log {
         for record in records {
             let (kind, payload) = record.encode();
             let size = frame::record_size(payload.len());
-            if payload.len() > Log::max_entry(self.segment_bytes) {
-                let text = format!("a log entry of {} bytes does not fit a segment", payload.len());
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
             if self.end as usize + bytes.len() + size > self.size() as usize {
                 self.write(&bytes, purpose)?;
-                bytes = self.begin_next()?;
+                bytes = self.begin_next(size)?;
             }
             frame::put_record(&mut bytes, self.seq(), self.end, kind, &payload);
             self.pointers.note(record);
@@ -297,21 +286,30 @@ impl Log {
         Ok(())
     }
 
-    /// Goes over to the next segment; the returned bytes begin it and are still to be written.
-    fn begin_next(&mut self) -> io::Result<Vec<u8>> {
+    /// Goes over to the next segment, which has room for a record of `room` bytes; the returned bytes begin it and are still
+    /// to be written.
+    fn begin_next(&mut self, room: usize) -> io::Result<Vec<u8>> {
         let seq = self.seq() + 1;
-        self.active = if self.spare {
+        let mut size = self.segment_bytes;
+        let mut bytes = Vec::new();
+        loop {
+            let start = SegmentStart { owner: self.owner, size, previous_end: self.end, pointers: self.pointers };
+            bytes.clear();
+            put(&mut bytes, seq, 0, &Record::Start(start));
+            if bytes.len() + room <= size as usize {
+                self.segments.push_back((seq, start));
+                break;
+            }
+            size = (bytes.len() + room).next_multiple_of(4096) as u32;
+        }
+        self.active = if self.spare && size == self.segment_bytes {
             self.disk.open(&segment::file_name(seq))?
         } else {
-            create_segment(&*self.disk, &self.meter, seq, self.segment_bytes)?
+            // A larger one takes the place of the spare.
+            create_segment(&*self.disk, &self.meter, seq, size)?
         };
-        let start =
-            SegmentStart { owner: self.owner, size: self.segment_bytes, previous_end: self.end, pointers: self.pointers };
-        self.segments.push_back((seq, start));
         self.spare = false;
         self.end = 0;
-        let mut bytes = Vec::new();
-        put(&mut bytes, seq, 0, &Record::Start(start));
         Ok(bytes)
     }
 }

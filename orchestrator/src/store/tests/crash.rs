@@ -24,6 +24,8 @@ const SEGMENT: u32 = 4096;
 const OWNER: u64 = 9;
 /// Subsets of unsynced sectors tried per moment.
 const SUBSETS: usize = 256;
+/// Every so many power cuts, the log is gone on with and the power cut again.
+const NESTED: u64 = 16;
 const SEEDS: u64 = 8;
 const BATCHES: usize = 40;
 /// At least this many power cuts are tried.
@@ -50,32 +52,40 @@ fn open(disk: &SimDisk) -> Result<(Log, Image), LogError> {
 #[derive(Debug)]
 struct Model {
     /// After 0, 1, 2, … records.
-    images: Vec<(Pointers, Vec<(Position, Arc<[u8]>)>)>,
+    images: Vec<Facts>,
+    records: Vec<Record>,
     image: Image,
 }
 
 impl Model {
     fn of(image: Image) -> Self {
-        Model { images: vec![facts(&image)], image }
+        Model { images: vec![facts(&image)], records: Vec::new(), image }
     }
 
     fn note(&mut self, record: &Record) {
         self.image.note(record).unwrap();
         self.images.push(facts(&self.image));
+        self.records.push(record.clone());
     }
 
     fn submitted(&self) -> usize {
         self.images.len() - 1
     }
 
-    /// Is `image` what some number of records between `acknowledged` and `submitted` make?
-    fn allows(&self, image: &Image, acknowledged: usize, submitted: usize) -> bool {
+    /// How many records between `acknowledged` and `submitted` make `image`? `None` when no number does.
+    fn reached(&self, image: &Image, acknowledged: usize, submitted: usize) -> Option<usize> {
         let image = facts(image);
-        self.images[acknowledged..=submitted].contains(&image)
+        (acknowledged..=submitted).find(|n| self.images[*n] == image)
+    }
+
+    fn allows(&self, image: &Image, acknowledged: usize, submitted: usize) -> bool {
+        self.reached(image, acknowledged, submitted).is_some()
     }
 }
 
-fn facts(image: &Image) -> (Pointers, Vec<(Position, Arc<[u8]>)>) {
+type Facts = (Pointers, Vec<(Position, Arc<[u8]>)>);
+
+fn facts(image: &Image) -> Facts {
     (*image.pointers(), image.range(0, u64::MAX).cloned().collect())
 }
 
@@ -85,7 +95,7 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
     let term = last.map_or(1, |last| last.term);
     let next = |n: u64| Position { term, node: 1, index: last.map_or(0, |last| last.index + 1) + n };
     match random() % 12 {
-        0 => vec![Record::Vote(Vote { term: term + 1, node: random() % 3, committed: random() % 2 == 0 })],
+        0 => vec![Record::Vote(Vote { term: term + 1, node: random() % 3, committed: random().is_multiple_of(2) })],
         1 if last > committed.max(purged) => {
             // Another leader overwrites the uncommitted tail.
             let floor = committed.max(purged).map_or(0, |at| at.index + 1);
@@ -95,16 +105,18 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
         }
         2 if committed > purged => vec![Record::Purged(committed.unwrap())],
         // A snapshot from the leader replaces the whole log.
-        3 if random() % 4 == 0 => vec![Record::Purged(Position { term: term + 1, ..next(5) })],
+        3 if random().is_multiple_of(4) => vec![Record::Purged(Position { term: term + 1, ..next(5) })],
         _ => {
             let entries = 1 + random() % 3;
             let mut records: Vec<_> = (0..entries)
                 .map(|n| {
-                    let bytes: Vec<u8> = (0..random() % 900).map(|_| random() as u8).collect();
+                    // One in 50 does not fit a segment.
+                    let longest = if random().is_multiple_of(50) { 6000 } else { 900 };
+                    let bytes: Vec<u8> = (0..random() % longest).map(|_| random() as u8).collect();
                     Record::Entry(next(n), bytes.into())
                 })
                 .collect();
-            records.extend(last.filter(|_| random() % 3 == 0).map(Record::Committed));
+            records.extend(last.filter(|_| random().is_multiple_of(3)).map(Record::Committed));
             records
         }
     }
@@ -172,20 +184,18 @@ fn cut_everywhere(seed: u64) -> usize {
     let mut cuts = 0;
     loop {
         let (submitted, acknowledged) = run.mark(history.at());
-        let mut nested = random() % 64;
+        let mut nested = random() % NESTED;
         history.cut(SUBSETS, &mut random, |contents| {
             cuts += 1;
             let disk = SimDisk::with(&contents);
             let (log, image) = recovered(&disk, seed, history.at());
-            assert!(
-                run.model.allows(&image, acknowledged, submitted),
-                "seed {seed}, event {}: {:?} is not between {acknowledged} and {submitted} records",
-                history.at(),
-                facts(&image),
-            );
+            let Some(reached) = run.model.reached(&image, acknowledged, submitted) else {
+                let (at, facts) = (history.at(), facts(&image));
+                panic!("seed {seed}, event {at}: {facts:?} is not between {acknowledged} and {submitted} records")
+            };
             nested += 1;
-            if nested % 64 == 0 {
-                cuts += go_on_and_cut_again(&disk, log, image, seed);
+            if nested.is_multiple_of(NESTED) {
+                cuts += go_on_and_cut_again(&disk, log, image, &run.model.records[reached..submitted], seed);
             }
         });
         if !history.step() {
@@ -198,24 +208,34 @@ fn recovered(disk: &SimDisk, seed: u64, event: usize) -> (Log, Image) {
     open(disk).unwrap_or_else(|error| panic!("seed {seed}, event {event}: {error:?}"))
 }
 
-/// Goes on with a recovered log, then cuts the power during the recovery and during what followed it.
-fn go_on_and_cut_again(disk: &SimDisk, mut log: Log, image: Image, seed: u64) -> usize {
+/// Goes on with a recovered log, then cuts the power during the recovery and during what followed it. What is appended has the
+/// sizes of the `lost` records but for the last, which would fit in behind if it had been left on the device.
+fn go_on_and_cut_again(disk: &SimDisk, mut log: Log, image: Image, lost: &[Record], seed: u64) -> usize {
     let mut model = Model::of(image);
     let recovered_at = disk.events();
-    let last = model.image.pointers().last;
-    let position = Position { term: last.map_or(9, |last| last.term), node: 1, index: last.map_or(0, |last| last.index + 1) };
-    let record = Record::Entry(position, Arc::from([1; 700]));
-    model.note(&record);
+    let lost = lost.split_last().map_or(lost, |(_, before)| before);
+    let mut sizes: Vec<usize> = lost.iter().map(|record| if let Record::Entry(_, bytes) = record { bytes.len() } else { 8 }).collect();
+    if sizes.is_empty() {
+        sizes.push(700);
+    }
+    let mut records = Vec::new();
+    for size in sizes {
+        let last = model.image.pointers().last;
+        let term = last.map_or(9, |last| last.term);
+        let position = Position { term, node: 1, index: last.map_or(0, |last| last.index + 1) };
+        records.push(Record::Entry(position, vec![1; size].into()));
+        model.note(&records[records.len() - 1]);
+    }
     let _ = log.tidy();
-    log.append(&[record]).unwrap();
+    log.append(&records).unwrap();
     let appended_at = disk.events();
 
     let mut history = disk.history();
     let mut random = random(seed);
     let mut cuts = 0;
     loop {
-        let submitted = usize::from(history.at() >= recovered_at);
-        let acknowledged = usize::from(history.at() >= appended_at);
+        let submitted = if history.at() >= recovered_at { model.submitted() } else { 0 };
+        let acknowledged = if history.at() >= appended_at { model.submitted() } else { 0 };
         history.cut(8, &mut random, |contents| {
             cuts += 1;
             let (_, image) = recovered(&SimDisk::with(&contents), seed, history.at());

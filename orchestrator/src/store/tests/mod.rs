@@ -1,5 +1,6 @@
-//! Tests of the store's inside: openraft's own suite, and power cuts on a simulated disk.
+//! Tests of the store's inside: openraft's own suite, power cuts on a simulated disk, and several members in one process.
 
 mod crash;
+mod members;
 mod sim;
 mod suite;

@@ -2,7 +2,8 @@
 //! may be in afterwards.
 //!
 //! The model: sectors of 512 bytes are written singly and in any order, one of them may be torn; unsynced changes of names
-//! survive up to some point in their order (what a journaling file system does); what was synced stays.
+//! survive up to some point in their order (what a journaling file system does), or all but one removal before that point;
+//! what was synced stays.
 
 use std::{
     collections::BTreeMap,
@@ -207,25 +208,43 @@ impl History {
     pub(super) fn cut(&self, limit: usize, random: &mut impl FnMut() -> u64, mut found: impl FnMut(Contents)) {
         let sectors = self.sectors();
         let subsets = 1_usize.checked_shl(sectors.len() as u32).unwrap_or(usize::MAX);
-        for names in 0..=self.pending_names.len() {
+        for names in self.survivals() {
             for n in 0..subsets.min(limit) {
                 let subset = if subsets <= limit { n as u64 } else { random() };
-                found(self.result(names, &sectors, subset, None));
+                found(self.result(&names, &sectors, subset, None));
             }
             // Each sector torn at some place, with the others there or not.
             for torn in 0..sectors.len() {
                 for _ in 0..4 {
-                    found(self.result(names, &sectors, random(), Some((torn, random()))));
+                    found(self.result(&names, &sectors, random(), Some((torn, random()))));
                 }
             }
         }
     }
 
-    fn result(&self, names: usize, sectors: &[(usize, usize, &[u8])], subset: u64, torn: Option<(usize, u64)>) -> Contents {
-        let mut survived = self.names.clone();
-        for event in &self.pending_names[..names] {
-            apply_names(&mut survived, event);
+    /// The names that may be there after a power cut.
+    fn survivals(&self) -> Vec<BTreeMap<String, usize>> {
+        let mut survivals = Vec::new();
+        for reached in 0..=self.pending_names.len() {
+            let pending = &self.pending_names[..reached];
+            let removals = (0..reached).filter(|n| matches!(pending[*n], Event::Remove { .. }));
+            for left_out in std::iter::once(None).chain(removals.map(Some)) {
+                let mut names = self.names.clone();
+                let survived = (0..reached).filter(|n| Some(*n) != left_out);
+                survived.for_each(|n| apply_names(&mut names, &pending[n]));
+                survivals.push(names);
+            }
         }
+        survivals
+    }
+
+    fn result(
+        &self,
+        names: &BTreeMap<String, usize>,
+        sectors: &[(usize, usize, &[u8])],
+        subset: u64,
+        torn: Option<(usize, u64)>,
+    ) -> Contents {
         let mut files = self.files.clone();
         for (n, (file, offset, bytes)) in sectors.iter().enumerate() {
             match torn {
@@ -241,7 +260,7 @@ impl History {
                 _ => {}
             }
         }
-        survived.into_iter().map(|(name, file)| (name, std::mem::take(&mut files[file]))).collect()
+        names.iter().map(|(name, file)| (name.clone(), std::mem::take(&mut files[*file]))).collect()
     }
 }
 
