@@ -1,0 +1,203 @@
+//! `edgectl`: the command line. It speaks the node's HTTP API and nothing else; verbs and flags are Docker's. In: arguments
+//! and the environment variable `EDGE_HOST`. Out: tables, JSON or templates on standard output, errors on standard error,
+//! an exit code. Called by the binary.
+
+mod client;
+mod cluster;
+mod container;
+mod exec;
+mod image;
+mod logs;
+mod node;
+mod output;
+mod service;
+mod system;
+mod template;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use client::Client;
+pub use output::Out;
+use std::ffi::OsString;
+
+/// Where `edged` listens unless told otherwise.
+const DEFAULT_HOST: &str = "unix:///run/edged/docker.sock";
+
+/// Docker's exit code for a command line that cannot be understood.
+const EXIT_USAGE: i32 = 125;
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct Error {
+    /// What was tried, why it failed, what to do.
+    message: String,
+    /// Exit code of the process.
+    code: i32,
+    /// Status of the API's answer, if there was one.
+    status: Option<u16>,
+}
+
+impl Error {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1, status: None }
+    }
+
+    fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: EXIT_USAGE, status: None }
+    }
+
+    /// Nothing to say: the exit code is passed on.
+    fn code(code: i32) -> Self {
+        Self { message: String::new(), code, status: None }
+    }
+
+    /// Says what was tried.
+    fn context(mut self, what: impl std::fmt::Display) -> Self {
+        if !self.message.is_empty() {
+            self.message = format!("{what}: {}", self.message);
+        }
+        self
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        // Whoever reads our output has seen enough, as in `edgectl … | head`.
+        if error.kind() == std::io::ErrorKind::BrokenPipe { Self::code(0) } else { Self::new(error.to_string()) }
+    }
+}
+
+type Result<T = ()> = std::result::Result<T, Error>;
+
+/// Runs containers on a cluster of small machines.
+#[derive(Parser)]
+#[command(name = "edgectl", version, propagate_version = false, max_term_width = 120)]
+struct Cli {
+    /// Where the daemon listens: unix:///PATH
+    #[arg(short = 'H', long = "host", env = "EDGE_HOST", default_value = DEFAULT_HOST, id = "daemon")]
+    host: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make and look at the cluster
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Services: what runs, how often, how it is reached
+    #[command(subcommand)]
+    Service(Box<service::Command>),
+    /// Nodes of the cluster
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Images of this node
+    #[command(subcommand)]
+    Image(image::Command),
+    /// List images of this node
+    Images(image::List),
+    /// Fetch an image from a registry
+    Pull(image::Pull),
+    /// List containers of this node
+    Ps(container::List),
+    /// Run a command in a container of this node
+    Exec(exec::Exec),
+    /// Show the logs of a container of this node
+    Logs(logs::ContainerLogs),
+    /// Show what containers of this node use
+    Stats(container::Stats),
+    /// Show low-level information on containers of this node
+    Inspect(container::Inspect),
+    /// Stop containers of this node
+    Stop(container::Stop),
+    /// Send a signal to containers of this node
+    Kill(container::Kill),
+    /// Show what happens
+    Events(system::Events),
+    /// Show what this node is
+    Info(system::Info),
+    /// Show the versions of edgectl and edged
+    Version(system::Version),
+    /// Check what the node needs, and say how to mend what is missing
+    Doctor(system::Doctor),
+    /// The node itself
+    #[command(subcommand)]
+    System(system::Command),
+    /// Write a completion script for a shell
+    Completion(Completion),
+}
+
+/// Write a completion script, for example: edgectl completion bash > /etc/bash_completion.d/edgectl
+#[derive(clap::Args)]
+struct Completion {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+/// Runs one command line, the program's name first; returns the exit code.
+pub async fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -> i32 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = if out.colour { error.render().ansi().to_string() } else { error.render().to_string() };
+            if error.use_stderr() {
+                out.error(text.trim_end());
+                return EXIT_USAGE;
+            }
+            let _ = out.write(&text);
+            return 0;
+        }
+    };
+    let result = match Client::new(&cli.host) {
+        Ok(client) => dispatch(cli.command, &client, out).await,
+        Err(error) => Err(error),
+    };
+    let result = result.and_then(|()| Ok(out.flush()?));
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = out.flush();
+            if !error.message.is_empty() {
+                out.error(&format!("edgectl: {}", error.message));
+            }
+            error.code
+        }
+    }
+}
+
+async fn dispatch(command: Command, client: &Client, out: &mut Out) -> Result {
+    match command {
+        Command::Cluster(command) => cluster::run(command, client, out).await,
+        Command::Service(command) => service::run(*command, client, out).await,
+        Command::Node(command) => node::run(command, client, out).await,
+        Command::Image(command) => image::run(command, client, out).await,
+        Command::Images(command) => image::list(command, client, out).await,
+        Command::Pull(command) => image::pull(command, client, out).await,
+        Command::Ps(command) => container::list(command, client, out).await,
+        Command::Exec(command) => exec::run(command, client, out).await,
+        Command::Logs(command) => logs::of_container(command, client, out).await,
+        Command::Stats(command) => container::stats(command, client, out).await,
+        Command::Inspect(command) => container::inspect(command, client, out).await,
+        Command::Stop(command) => container::stop(command, client, out).await,
+        Command::Kill(command) => container::kill(command, client, out).await,
+        Command::Events(command) => system::events(command, client, out).await,
+        Command::Info(command) => system::info(command, client, out).await,
+        Command::Version(command) => system::version(command, client, out).await,
+        Command::Doctor(command) => system::doctor(command, client, out).await,
+        Command::System(command) => system::run(command, client, out).await,
+        Command::Completion(Completion { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "edgectl", &mut script);
+            Ok(out.bytes(&script)?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
