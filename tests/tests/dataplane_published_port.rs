@@ -63,6 +63,7 @@ fn clients_reach_a_container_and_it_sees_their_address() {
     for mode in [None, Some(Mode::Tcx), Some(Mode::Clsact)] {
         let dataplane = serve(&rig, mode, &[0]);
         let report = &dataplane.interfaces()[0];
+        println!("asked for {mode:?}, got {report:?}");
         assert!(report.mode.is_some(), "{mode:?}: {report:?}");
         if mode.is_some() {
             assert_eq!(report.mode, mode, "{report:?}");

@@ -16,22 +16,22 @@ use std::{
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-pub struct Container {
-    pub v4: Ipv4Addr,
-    pub v6: Ipv6Addr,
+pub(crate) struct Container {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
     /// Of the host side of its veth.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     namespace: String,
 }
 
-pub struct Rig {
+pub(crate) struct Rig {
     client: String,
     node: String,
-    pub containers: Vec<Container>,
+    pub(crate) containers: Vec<Container>,
 }
 
 /// Builds the namespaces, or says why this machine cannot.
-pub fn rig(name: &str, containers: usize) -> Option<Rig> {
+pub(crate) fn rig(name: &str, containers: usize) -> Option<Rig> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return None;
@@ -74,11 +74,16 @@ pub fn rig(name: &str, containers: usize) -> Option<Rig> {
 }
 
 impl Rig {
-    pub fn pin_dir(&self) -> PathBuf {
-        PathBuf::from("/sys/fs/bpf").join(format!("edged-{}", self.node))
+    pub(crate) fn pin_dir(&self) -> PathBuf {
+        self.bpffs().join("node")
     }
 
-    pub fn config(&self, force: Option<Mode>) -> DataplaneConfig {
+    /// Where the dataplane mounts a bpffs: a place of our own, so that nothing stays mounted.
+    fn bpffs(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("bpffs-{}", self.node))
+    }
+
+    pub(crate) fn config(&self, force: Option<Mode>) -> DataplaneConfig {
         DataplaneConfig {
             uplinks: Some(BTreeSet::from(["up0".to_owned()])),
             force,
@@ -87,15 +92,15 @@ impl Rig {
         }
     }
 
-    pub fn in_client<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_client<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.client, work)
     }
 
-    pub fn in_node<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_node<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.node, work)
     }
 
-    pub fn in_container<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_container<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.containers[number].namespace, work)
     }
 }
@@ -107,6 +112,10 @@ impl Drop for Rig {
             if let Err(error) = self.in_node(move || orchestrator::dataplane::remove(&pin_dir)) {
                 eprintln!("{error}");
             }
+        }
+        if self.bpffs().exists() {
+            let _ = rustix::mount::unmount(self.bpffs(), rustix::mount::UnmountFlags::DETACH);
+            let _ = std::fs::remove_dir(self.bpffs());
         }
         let containers = self.containers.iter().map(|container| &container.namespace);
         for namespace in containers.chain([&self.client, &self.node]) {
@@ -149,7 +158,7 @@ fn enter(namespace: &File) {
 
 /// A server on port 80 of a container, TCP and UDP, both families. It first tells who the client is and which address
 /// the client reached, then echoes. Its threads end with the process.
-pub fn echo(rig: &Rig, number: usize) -> Server {
+pub(crate) fn echo(rig: &Rig, number: usize) -> Server {
     rig.in_container(number, || {
         for address in ["0.0.0.0:80", "[::]:80"] {
             let address: SocketAddr = address.parse().unwrap();
@@ -171,7 +180,7 @@ pub fn echo(rig: &Rig, number: usize) -> Server {
 }
 
 /// Marks that a container serves.
-pub struct Server;
+pub(crate) struct Server;
 
 /// Both sockets of one family only.
 fn sockets(address: SocketAddr) -> (TcpListener, UdpSocket) {
@@ -204,16 +213,16 @@ fn answer(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
 }
 
 /// A connection and what the server said at its beginning.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// The client's address as the server saw it.
-    pub seen: SocketAddr,
+    pub(crate) seen: SocketAddr,
     /// The server's own address.
-    pub server: String,
+    pub(crate) server: String,
 }
 
 impl Connection {
-    pub fn open(to: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -229,7 +238,7 @@ impl Connection {
     }
 
     /// Sends and waits for the echo.
-    pub fn exchange(&mut self, text: &[u8]) -> io::Result<()> {
+    pub(crate) fn exchange(&mut self, text: &[u8]) -> io::Result<()> {
         self.stream.write_all(text)?;
         let mut echo = vec![0; text.len()];
         self.stream.read_exact(&mut echo)?;
@@ -239,18 +248,18 @@ impl Connection {
 }
 
 /// The client's own address, and the one the server saw, over TCP.
-pub fn tcp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+pub(crate) fn tcp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
     let connection = Connection::open(to)?;
     Ok((connection.stream.local_addr()?, connection.seen))
 }
 
 /// What `getpeername` says.
-pub fn tcp_peer(to: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) fn tcp_peer(to: SocketAddr) -> io::Result<SocketAddr> {
     Connection::open(to)?.stream.peer_addr()
 }
 
 /// The client's own address, and the one the server saw, over UDP.
-pub fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+pub(crate) fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
     let socket = datagram_socket(to)?;
     socket.connect(to)?;
     socket.send(b"?")?;
@@ -261,14 +270,14 @@ pub fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
 }
 
 /// Who answers a datagram sent from a socket that is not connected.
-pub fn udp_sender(to: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) fn udp_sender(to: SocketAddr) -> io::Result<SocketAddr> {
     let socket = datagram_socket(to)?;
     socket.send_to(b"?", to)?;
     Ok(socket.recv_from(&mut [0; 100])?.1)
 }
 
 /// Everything the server echoes of what is sent.
-pub fn tcp_echo(to: SocketAddr, data: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn tcp_echo(to: SocketAddr, data: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = Connection::open(to)?.stream;
     let mut writer = stream.try_clone()?;
     let data = data.to_vec();
