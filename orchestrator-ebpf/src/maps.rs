@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use orchestrator_ebpf_common::maps::{
-    Address, Backend, Config, FAMILY_V4, FAMILY_V6, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC,
+    Address, Backend, Config, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC,
     MAX_FLOWS, MAX_LOCAL_ADDRESSES, MAX_SERVICES, MAX_SOCKETS, MAX_TABLES, Reason, Service, ServiceCounters,
     ServiceKey, SocketKey, SocketOriginal,
 };
@@ -88,8 +88,7 @@ pub fn is_local(address: &Address) -> bool {
 
 /// The service published on this address and port, or on this port of every address.
 #[inline(always)]
-pub fn service(address: &Address, port: u16, protocol: u8) -> Option<Service> {
-    let family = if address.is_v4() { FAMILY_V4 } else { FAMILY_V6 };
+pub fn service(address: &Address, port: u16, protocol: u8, family: u8) -> Option<Service> {
     let mut key = ServiceKey { address: *address, port, protocol, family };
     // SAFETY: values are copied at once; user space replaces elements as a whole.
     if let Some(service) = unsafe { SERVICES.get(&key) } {

@@ -244,6 +244,10 @@ fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
     let mut target = Target::default();
     match flows::choose(skb, packet, &mut target) {
         Ok(()) => {}
+        Err(Reason::NoBackend) => {
+            count_service(target.service, |counters| counters.no_backend += 1);
+            return leave(Reason::NoBackend);
+        }
         Err(reason @ (Reason::TupleCollision | Reason::Hairpin)) => return discard(reason),
         Err(reason) => return leave(reason),
     }

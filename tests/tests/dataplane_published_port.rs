@@ -10,12 +10,15 @@
 mod dataplane_rig;
 
 use dataplane_rig::{Rig, echo, rig, tcp_ask, udp_ask};
-use orchestrator::dataplane::{Dataplane, Mode, Reason};
+use orchestrator::dataplane::{Dataplane, DataplaneConfig, Mode, Reason};
 use orchestrator_core::{
     forwarding::{Backend, BackendState, Table},
     model::Protocol,
 };
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, TcpListener},
+};
 
 /// Port 8080 on port 80 of these containers.
 fn published(rig: &Rig, containers: &[usize]) -> Table {
@@ -228,5 +231,27 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
     };
     assert_eq!(on_second(&new), 20);
     assert!(on_second(&old) < 20, "both containers took connections before");
+    rig.in_node(move || dataplane.close_and_remove().unwrap());
+}
+
+#[test]
+fn an_uplink_without_link_header_is_served() {
+    let Some(rig) = rig("raw", 1) else { return };
+    let _server = echo(&rig, 0);
+    // The node's end of a tunnel; this test is the other end.
+    let mut tunnel = rig.in_node(|| dataplane_rig::tunnel("tun0", "10.98.0.1/24"));
+    let config = DataplaneConfig { uplinks: Some(BTreeSet::from(["tun0".to_owned()])), ..rig.config(None) };
+    let (ifindex, table) = (rig.containers[0].ifindex, published(&rig, &[0]));
+    let dataplane = rig.in_node(move || {
+        let mut dataplane = Dataplane::open(config).unwrap();
+        dataplane.attach_container(ifindex).unwrap();
+        dataplane.apply(&table).unwrap();
+        dataplane
+    });
+    let report = &dataplane.interfaces()[0];
+    assert_eq!((report.mode, report.why.as_str()), (Some(Mode::Tcx), "native xdp refused: no Ethernet header"));
+
+    let answer = dataplane_rig::ask_through(&mut tunnel, [10, 98, 0, 2], [10, 98, 0, 1], 4000, 8080);
+    assert_eq!(answer, "10.98.0.2:4000", "what the container saw, from 10.98.0.1:8080");
     rig.in_node(move || dataplane.close_and_remove().unwrap());
 }

@@ -73,6 +73,13 @@ pub(super) fn interfaces() -> io::Result<BTreeMap<String, Interface>> {
     }
     // SAFETY: the list came from getifaddrs and is freed once.
     unsafe { libc::freeifaddrs(list) };
+    // An interface without a hardware address, such as a tunnel, has no link-layer entry in the list.
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    for (name, interface) in found.iter_mut().filter(|(_, interface)| interface.index == 0) {
+        interface.index = rustix::net::netdevice::name_to_index(&socket, name).unwrap_or(0);
+    }
+    // It may also have gone since.
+    found.retain(|_, interface| interface.index != 0);
     Ok(found)
 }
 

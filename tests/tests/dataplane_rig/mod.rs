@@ -1,12 +1,13 @@
 //! A client, a node and containers as network namespaces, and the smallest server and clients that say who saw whom.
 
 use orchestrator::dataplane::{DataplaneConfig, Mode, Sizes};
+use orchestrator_ebpf_common::checksum;
 use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     process::Command,
     thread,
@@ -295,4 +296,48 @@ fn datagram_socket(to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
+}
+
+/// A tun device in the calling thread's namespace, switched on; the file is its other end.
+pub(crate) fn tunnel(name: &str, address: &str) -> File {
+    /// `TUNSETIFF` (include/uapi/linux/if_tun.h).
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all-zero is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request is complete and lives through the call.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    ip(&["addr", "add", address, "dev", name]);
+    ip(&["link", "set", name, "up"]);
+    file
+}
+
+/// Sends a datagram into a tunnel, and returns the text of the one that answers it.
+pub(crate) fn ask_through(tunnel: &mut File, from: [u8; 4], to: [u8; 4], source: u16, destination: u16) -> String {
+    let mut packet = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    let sum = checksum::finish(checksum::add(0, &packet));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(source.to_be_bytes());
+    packet.extend(destination.to_be_bytes());
+    packet.extend([0, 9, 0, 0, b'?']);
+    tunnel.write_all(&packet).unwrap();
+    let mut buffer = [0; 2048];
+    loop {
+        let mut ready = [rustix::event::PollFd::new(tunnel, rustix::event::PollFlags::IN)];
+        let timeout = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
+        assert_ne!(rustix::event::poll(&mut ready, Some(&timeout)).unwrap(), 0, "no answer");
+        let length = tunnel.read(&mut buffer).unwrap();
+        // The kernel also says things of its own, such as router solicitations.
+        let addressed = [to, from].concat();
+        if buffer[0] == 0x45 && buffer[12..20] == addressed && buffer[20..22] == destination.to_be_bytes() {
+            return String::from_utf8_lossy(&buffer[28..length]).into_owned();
+        }
+    }
 }
