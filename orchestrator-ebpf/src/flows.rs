@@ -117,7 +117,7 @@ fn known<I: Ingress>(ingress: &I, packet: &Packet, key: &FlowKey, now: u32) -> O
     let backend = BACKENDS.get(u32::from(flow.slot))?;
     let address = if packet.family == FAMILY_V4 { backend.v4 } else { backend.v6 };
     let opening = conntrack::is_opening(packet.protocol, packet.tcp_flags);
-    let reply = reply_key(key, &flow.address, flow.port);
+    let reply = key.other_half(flow.address, flow.port);
     if backend.state == BACKEND_ABSENT || address != flow.address || backend.port != flow.port {
         forget(key, &reply);
         return None;
@@ -177,10 +177,7 @@ fn begin<I: Ingress>(
     if backend.ifindex == 0 {
         return Err(Reason::Remote);
     }
-    if address == packet.source {
-        return Err(Reason::Hairpin);
-    }
-    let reply = reply_key(key, &address, backend.port);
+    let reply = key.other_half(address, backend.port);
     if let Some(other) = find(&reply) {
         // Same client and port towards the same container, but through another published address or port: the
         // container could not tell the two apart, and replies would be sent from the wrong address.
@@ -220,11 +217,6 @@ pub fn backend(service: &Service, hash: u32) -> Option<(u16, &'static Backend)> 
     let slot = (*slots >> shift) as u16;
     let backend = BACKENDS.get(u32::from(slot))?;
     (backend.state != BACKEND_ABSENT).then_some((slot, backend))
-}
-
-#[inline(always)]
-fn reply_key(key: &FlowKey, address: &Address, port: u16) -> FlowKey {
-    FlowKey { own: *address, own_port: port, direction: FROM_BACKEND, ..*key }
 }
 
 #[inline(always)]

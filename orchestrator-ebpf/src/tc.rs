@@ -130,6 +130,12 @@ pub fn container(ctx: &TcContext) -> i32 {
     if rewrite(&skb, packet, SOURCE, &flow.address, flow.port).is_err() {
         return discard(Reason::RewriteFailed);
     }
+    // The answer of a container that reached itself goes to its own address.
+    if flow.address == packet.destination
+        && rewrite(&skb, packet, DESTINATION, &packet.source, packet.destination_port).is_err()
+    {
+        return discard(Reason::RewriteFailed);
+    }
     count(Reason::Replied);
     to_client(&skb, flow)
 }
@@ -248,7 +254,7 @@ fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
             count_service(target.service, |counters| counters.no_backend += 1);
             return leave(Reason::NoBackend);
         }
-        Err(reason @ (Reason::TupleCollision | Reason::Hairpin)) => return discard(reason),
+        Err(Reason::TupleCollision) => return discard(Reason::TupleCollision),
         Err(reason) => return leave(reason),
     }
     let bytes = u64::from(skb.ctx.len());
@@ -257,6 +263,12 @@ fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
         counters.bytes_in += bytes;
     });
     if rewrite(skb, packet, DESTINATION, &target.address, target.port).is_err() {
+        return discard(Reason::RewriteFailed);
+    }
+    // A container that reached itself: it would not take a packet from its own address.
+    if target.address == packet.source
+        && rewrite(skb, packet, SOURCE, &packet.destination, packet.source_port).is_err()
+    {
         return discard(Reason::RewriteFailed);
     }
     if !ETHERNET && add_ethernet_header(skb, packet.family).is_err() {
