@@ -266,3 +266,71 @@ fn an_uplink_without_link_header_is_served() {
     assert_eq!(answer, "10.98.0.2:4000", "what the container saw, from 10.98.0.1:8080");
     rig.in_node(move || dataplane.close_and_remove().unwrap());
 }
+
+#[test]
+fn a_port_nobody_listens_on_in_the_container_is_refused_at_once() {
+    let Some(rig) = rig("refused", 1) else { return };
+    // No server: the container's kernel answers with RST and with an ICMP error that quotes its own address.
+    let dataplane = serve(&rig, None, &[0]);
+    let refused = || {
+        for to in ["10.99.0.1:8080", "[fd99::1]:8080"] {
+            let error = tcp_ask(address(to)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "tcp {to}");
+            let error = udp_ask(address(to)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "udp {to}");
+        }
+    };
+    rig.in_client(refused);
+    assert_eq!(dataplane.stats().unwrap().reasons[&Reason::IcmpTranslated], 2);
+    rig.in_node(move || dataplane.close_and_remove().unwrap());
+}
+
+#[test]
+fn uplinks_are_found_and_let_go() {
+    let Some(rig) = rig("uplinks", 0) else { return };
+    let config = DataplaneConfig { uplinks: None, ..rig.config(Some(Mode::Tcx)) };
+    let found = |dataplane: &Dataplane| {
+        dataplane.interfaces().iter().map(|report| (report.name.clone(), report.mode)).collect::<Vec<_>>()
+    };
+    rig.in_node(move || {
+        let mut dataplane = Dataplane::open(config).unwrap();
+        assert_eq!(found(&dataplane), [], "no default route, no hardware");
+        dataplane_rig::ip(&["route", "add", "default", "via", "10.99.0.254"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
+        dataplane_rig::ip(&["route", "del", "default"]);
+        dataplane_rig::ip(&["-6", "route", "add", "default", "via", "fd99::fe"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
+        dataplane_rig::ip(&["-6", "route", "del", "default"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), []);
+        dataplane.close_and_remove().unwrap();
+    });
+}
+
+#[test]
+fn an_xdp_program_of_somebody_else_is_named_and_left_alone() {
+    let Some(rig) = rig("busy", 1) else { return };
+    let _server = echo(&rig, 0);
+    // Somebody else is a second dataplane, which keeps the place it got first.
+    let first = rig.config(Some(Mode::Xdp));
+    let second = DataplaneConfig { pin_dir: first.pin_dir.with_file_name("second"), ..rig.config(None) };
+    let (ifindex, table) = (rig.containers[0].ifindex, published(&rig, &[0]));
+    let (first, second) = rig.in_node(move || {
+        let first = Dataplane::open(first).unwrap();
+        let mut second = Dataplane::open(second).unwrap();
+        second.attach_container(ifindex).unwrap();
+        second.apply(&table).unwrap();
+        (first, second)
+    });
+    let report = &second.interfaces()[0];
+    assert_eq!(report.mode, Some(Mode::Tcx));
+    assert!(report.why.starts_with("native xdp refused: another xdp program is attached already"), "{}", report.why);
+    rig.in_client(|| tcp_ask(address("10.99.0.1:8080")).map(drop).unwrap());
+    rig.in_node(move || {
+        second.close_and_remove().unwrap();
+        assert_eq!(first.interfaces()[0].mode, Some(Mode::Xdp));
+        first.close_and_remove().unwrap();
+    });
+}

@@ -121,7 +121,8 @@ struct DriverInfo {
     rest: [u8; 64],
 }
 
-/// Whether the interface sits on a bus. Virtual ones name none, or, as tun and tap do, their own kind.
+/// Whether the interface sits on a bus, whose places have numbers (`0000:01:00.0`, `fd580000.ethernet`). Virtual ones
+/// name none, or a word such as `tap` or `N/A`.
 fn is_hardware(name: &str) -> bool {
     let Ok(socket) =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
@@ -144,7 +145,7 @@ fn is_hardware(name: &str) -> bool {
     // SAFETY: the request names a buffer as long as the kernel's structure.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     let bus = info.bus.split(|byte| *byte == 0).next().unwrap_or_default();
-    result == 0 && !bus.is_empty() && bus != b"tap" && bus != b"tun"
+    result == 0 && bus.iter().any(u8::is_ascii_digit)
 }
 
 /// The addresses published ports answer on: all but loopback, which no packet from outside bears.
