@@ -9,7 +9,7 @@ use orchestrator_ebpf_common::{
     conntrack,
     hash,
     maps::{
-        Address, BACKEND_ABSENT, Backend, FLOW_CLIENT_IS_CONTAINER, FROM_BACKEND, FROM_CLIENT, Flow, FlowKey,
+        Address, BACKEND_ABSENT, Backend, FAMILY_V4, FLOW_CLIENT_IS_CONTAINER, FROM_BACKEND, FROM_CLIENT, Flow, FlowKey,
         MAGLEV_WORDS, Reason, Service,
     },
     packet::Packet,
@@ -86,17 +86,18 @@ pub fn touch(flow: &mut Flow, packet: &Packet, now: u32) {
     }
 }
 
-/// The backend for a client's packet.
+/// The backend for a client's packet. The number of the service is known even where there is none.
 #[inline(never)]
 pub fn choose<I: Ingress>(ingress: &I, packet: &Packet, target: &mut Target) -> Result<(), Reason> {
     if !is_local(&packet.destination) {
         return Err(Reason::NotService);
     }
-    let Some(service) = service(&packet.destination, packet.destination_port, packet.protocol) else {
+    let Some(service) = service(&packet.destination, packet.destination_port, packet.protocol, packet.family) else {
         return Err(Reason::NotService);
     };
     let now = now();
     let key = client_key(packet);
+    target.service = service.number;
     *target = match known(ingress, packet, &key, now) {
         Some(target) => target,
         None => begin(ingress, packet, &key, &service, now)?,
@@ -114,9 +115,9 @@ fn known<I: Ingress>(ingress: &I, packet: &Packet, key: &FlowKey, now: u32) -> O
     // SAFETY: as in `find`.
     let flow = unsafe { &mut *flow };
     let backend = BACKENDS.get(u32::from(flow.slot))?;
-    let address = if packet.destination.is_v4() { backend.v4 } else { backend.v6 };
+    let address = if packet.family == FAMILY_V4 { backend.v4 } else { backend.v6 };
     let opening = conntrack::is_opening(packet.protocol, packet.tcp_flags);
-    let reply = reply_key(key, &flow.address, flow.port);
+    let reply = key.other_half(flow.address, flow.port);
     if backend.state == BACKEND_ABSENT || address != flow.address || backend.port != flow.port {
         forget(key, &reply);
         return None;
@@ -167,21 +168,16 @@ fn begin<I: Ingress>(
         return Err(Reason::HostSocket);
     }
     let Some((slot, backend)) = backend(service, hash::flow(key)) else {
-        count_service(service.number, |counters| counters.no_backend += 1);
         return Err(Reason::NoBackend);
     };
-    let address = if packet.destination.is_v4() { backend.v4 } else { backend.v6 };
+    let address = if packet.family == FAMILY_V4 { backend.v4 } else { backend.v6 };
     if address.is_any() {
-        count_service(service.number, |counters| counters.no_backend += 1);
         return Err(Reason::NoBackend);
     }
     if backend.ifindex == 0 {
         return Err(Reason::Remote);
     }
-    if address == packet.source {
-        return Err(Reason::Hairpin);
-    }
-    let reply = reply_key(key, &address, backend.port);
+    let reply = key.other_half(address, backend.port);
     if let Some(other) = find(&reply) {
         // Same client and port towards the same container, but through another published address or port: the
         // container could not tell the two apart, and replies would be sent from the wrong address.
@@ -221,11 +217,6 @@ pub fn backend(service: &Service, hash: u32) -> Option<(u16, &'static Backend)> 
     let slot = (*slots >> shift) as u16;
     let backend = BACKENDS.get(u32::from(slot))?;
     (backend.state != BACKEND_ABSENT).then_some((slot, backend))
-}
-
-#[inline(always)]
-fn reply_key(key: &FlowKey, address: &Address, port: u16) -> FlowKey {
-    FlowKey { own: *address, own_port: port, direction: FROM_BACKEND, ..*key }
 }
 
 #[inline(always)]

@@ -6,10 +6,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use orchestrator_ebpf_common::maps::{
-    Address, Backend, Config, FAMILY_V4, FAMILY_V6, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC,
+    Address, Backend, Config, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC,
     MAX_FLOWS, MAX_LOCAL_ADDRESSES, MAX_SERVICES, MAX_SOCKETS, MAX_TABLES, Reason, Service, ServiceCounters,
     ServiceKey, SocketKey, SocketOriginal,
 };
+use orchestrator_ebpf_common::packet::Packet;
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -31,6 +32,25 @@ pub static SOCKETS: LruHashMap<SocketKey, SocketOriginal> = LruHashMap::with_max
 pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_entries(MAX_SERVICES, 0);
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for what a program run works on. It is not on the stack because that has 512 bytes, and because the verifier
+/// forgets what it knows about values in a map: the ways through the parser meet again behind it, and are not followed
+/// separately to the end of the program.
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    pub packet: Packet,
+    pub quoted: Packet,
+}
+
+/// This processor's room. Programs of the network stack's receive path do not interrupt each other on one processor.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: one program run at a time uses the element, and takes it once.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
 
 /// Counts a packet under the reason for its fate.
 #[inline(always)]
@@ -68,8 +88,7 @@ pub fn is_local(address: &Address) -> bool {
 
 /// The service published on this address and port, or on this port of every address.
 #[inline(always)]
-pub fn service(address: &Address, port: u16, protocol: u8) -> Option<Service> {
-    let family = if address.is_v4() { FAMILY_V4 } else { FAMILY_V6 };
+pub fn service(address: &Address, port: u16, protocol: u8, family: u8) -> Option<Service> {
     let mut key = ServiceKey { address: *address, port, protocol, family };
     // SAFETY: values are copied at once; user space replaces elements as a whole.
     if let Some(service) = unsafe { SERVICES.get(&key) } {

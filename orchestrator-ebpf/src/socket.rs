@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use orchestrator_ebpf_common::{
     hash,
-    maps::{Address, SocketKey, SocketOriginal, TCP, UDP},
+    maps::{Address, FAMILY_V4, FAMILY_V6, SocketKey, SocketOriginal, TCP, UDP},
 };
 
 use crate::{
@@ -81,7 +81,7 @@ fn choose(ctx: &SockAddrContext, asked: Address) -> Option<(Address, u16)> {
     if !(asked.is_loopback() || is_local(&asked)) {
         return None;
     }
-    let service = service(&asked, port, protocol)?;
+    let service = service(&asked, port, protocol, family(&asked))?;
     // SAFETY: the context is valid for the run of the program.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
     let (_, backend) = flows::backend(&service, hash::socket(cookie))?;
@@ -116,8 +116,8 @@ fn protect(ctx: &SockAddrContext, address: Address) -> i32 {
         return ALLOW;
     }
     // `::` accepts IPv4 as well, unless told otherwise: either family's service is in the way.
-    let taken = service(&address, port, protocol).is_some()
-        || address.is_any() && service(&Address::from_v4_word(0), port, protocol).is_some();
+    let taken = service(&address, port, protocol, family(&address)).is_some()
+        || address.is_any() && service(&Address::ANY, port, protocol, FAMILY_V4).is_some();
     if !taken {
         return ALLOW;
     }
@@ -136,6 +136,11 @@ fn in_node_namespace(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 fn is_unspecified(address: &Address) -> bool {
     address.is_any() || address.is_v4() && address.v4_word() == 0
+}
+
+#[inline(always)]
+fn family(address: &Address) -> u8 {
+    if address.is_v4() { FAMILY_V4 } else { FAMILY_V6 }
 }
 
 /// The loopback address of an address's family.

@@ -5,8 +5,6 @@
 //! came in by, so a reply whose source is one of our own addresses never enters the node's stack, which would drop
 //! it as martian. A client that is itself a container is answered through its own veth.
 
-use core::mem::size_of;
-
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_tuple},
     helpers::{
@@ -17,13 +15,16 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use orchestrator_ebpf_common::{
-    maps::{Address, FAMILY_V4, FLOW_CLIENT_IS_CONTAINER, Reason, TCP, UDP},
+    maps::{
+        Address, BACKEND_ABSENT, FAMILY_V4, FLOW_CLIENT_IS_CONTAINER, FROM_BACKEND, FROM_CLIENT, Flow, FlowKey, Reason,
+        TCP, UDP,
+    },
     packet::{self, Bytes, ETHERNET_LENGTH, Packet},
 };
 
 use crate::{
     flows::{self, Ingress, Target},
-    maps::{count, count_service, now},
+    maps::{BACKENDS, Scratch, count, count_service, is_local, now, scratch},
 };
 
 /// Continue with the next program of the hook, and after the last with the stack.
@@ -35,6 +36,14 @@ const PACKET_HOST: u32 = 0;
 /// Offset of the checksum in a TCP header and in a UDP header.
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
+/// Offset of the checksum in an ICMP or ICMPv6 message.
+const ICMP_CHECKSUM: u32 = 2;
+/// Flag of `bpf_l4_csum_replace` since Linux 6.16: the packet is IPv6.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// The side of a packet to write on.
+const SOURCE: bool = false;
+const DESTINATION: bool = true;
 
 struct Skb<'a> {
     ctx: &'a TcContext,
@@ -88,49 +97,94 @@ impl Ingress for Skb<'_> {
 #[inline(always)]
 pub fn uplink<const ETHERNET: bool>(ctx: &TcContext) -> i32 {
     let skb = Skb { ctx, is_container: false };
-    let mut packet = Packet::default();
-    if let Err(reason) = parse::<ETHERNET>(&skb, &mut packet) {
+    let Some(Scratch { packet, quoted }) = scratch() else { return PASS };
+    if let Err(reason) = parse::<ETHERNET>(&skb, packet) {
         return leave(reason);
     }
     if packet.is_icmp() {
-        return leave(Reason::Protocol);
+        return error_to_container::<ETHERNET>(&skb, packet, quoted);
     }
-    forward::<ETHERNET>(&skb, &packet)
+    forward::<ETHERNET>(&skb, packet)
 }
 
 /// A container's packet.
 #[inline(always)]
 pub fn container(ctx: &TcContext) -> i32 {
     let skb = Skb { ctx, is_container: true };
-    let mut packet = Packet::default();
-    if let Err(reason) = parse::<true>(&skb, &mut packet) {
+    let Some(Scratch { packet, quoted }) = scratch() else { return PASS };
+    if let Err(reason) = parse::<true>(&skb, packet) {
         return leave(reason);
     }
     if packet.is_icmp() {
+        return error_to_client(&skb, packet, quoted);
+    }
+    let Some(flow) = flows::find(&flows::backend_key(packet)) else {
+        return forward::<true>(&skb, packet);
+    };
+    flows::touch(flow, packet, now());
+    let bytes = u64::from(ctx.len());
+    count_service(flow.service, |counters| {
+        counters.packets_out += 1;
+        counters.bytes_out += bytes;
+    });
+    if rewrite(&skb, packet, SOURCE, &flow.address, flow.port).is_err() {
+        return discard(Reason::RewriteFailed);
+    }
+    // The answer of a container that reached itself goes to its own address.
+    if flow.address == packet.destination
+        && rewrite(&skb, packet, DESTINATION, &packet.source, packet.destination_port).is_err()
+    {
+        return discard(Reason::RewriteFailed);
+    }
+    count(Reason::Replied);
+    to_client(&skb, flow)
+}
+
+/// An ICMP error about a reply, from the client or a router on the way to it: it quotes the reply as it left the node.
+/// The container must see it quote what the container sent, or it would not know what to send smaller.
+#[inline(never)]
+fn error_to_container<const ETHERNET: bool>(skb: &Skb<'_>, error: &Packet, quoted: &mut Packet) -> i32 {
+    if !is_local(&error.destination) {
+        return leave(Reason::NotService);
+    }
+    if parse_quoted(skb, error, quoted).is_err() {
         return leave(Reason::Protocol);
     }
-    match flows::find(&flows::backend_key(&packet)) {
-        Some(flow) => {
-            flows::touch(flow, &packet, now());
-            let (address, port) = (flow.address, flow.port);
-            let (ifindex, flags, service) = (flow.ifindex, flow.flags, flow.service);
-            let bytes = u64::from(ctx.len());
-            count_service(service, |counters| {
-                counters.packets_out += 1;
-                counters.bytes_out += bytes;
-            });
-            if rewrite::<false>(&skb, &packet, &address, port).is_err() {
-                return discard(Reason::RewriteFailed);
-            }
-            count(Reason::Replied);
-            if flags & FLOW_CLIENT_IS_CONTAINER != 0 {
-                return to_container(&skb, ifindex);
-            }
-            // SAFETY: no parameters are passed; the kernel looks the next hop up by the packet's addresses.
-            (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
-        }
-        None => forward::<true>(&skb, &packet),
+    // The quoted packet goes the other way: its receiver is the client.
+    let key = FlowKey { direction: FROM_CLIENT, ..flows::backend_key(quoted) };
+    let Some(flow) = flows::find(&key) else {
+        return leave(Reason::NotService);
+    };
+    let Some(backend) = BACKENDS.get(u32::from(flow.slot)) else {
+        return leave(Reason::NoBackend);
+    };
+    if backend.state == BACKEND_ABSENT || backend.ifindex == 0 {
+        return leave(Reason::NoBackend);
     }
+    if rewrite_error(skb, error, quoted, DESTINATION, flow).is_err()
+        || !ETHERNET && add_ethernet_header(skb, error.family).is_err()
+    {
+        return discard(Reason::RewriteFailed);
+    }
+    count(Reason::IcmpTranslated);
+    to_container(skb, backend.ifindex)
+}
+
+/// An ICMP error from a container about a client's packet: it must quote what the client sent.
+#[inline(never)]
+fn error_to_client(skb: &Skb<'_>, error: &Packet, quoted: &mut Packet) -> i32 {
+    if parse_quoted(skb, error, quoted).is_err() {
+        return leave(Reason::Protocol);
+    }
+    let key = FlowKey { direction: FROM_BACKEND, ..flows::client_key(quoted) };
+    let Some(flow) = flows::find(&key) else {
+        return leave(Reason::NotService);
+    };
+    if rewrite_error(skb, error, quoted, SOURCE, flow).is_err() {
+        return discard(Reason::RewriteFailed);
+    }
+    count(Reason::IcmpTranslated);
+    to_client(skb, flow)
 }
 
 /// Whether a socket in the network namespace of the interface has this packet's connection, or has its port.
@@ -167,7 +221,8 @@ pub fn host_socket(ctx: *mut core::ffi::c_void, packet: &Packet) -> bool {
     true
 }
 
-// A subprogram, as are the others marked so: a program and everything inlined into it share 512 bytes of stack.
+// A subprogram, as are the others marked so: a program and everything inlined into it share 512 bytes of stack. No more
+// than five arguments fit into registers, and there is no other way to pass them.
 #[inline(never)]
 fn parse<const ETHERNET: bool>(skb: &Skb<'_>, packet: &mut Packet) -> Result<(), Reason> {
     if !ETHERNET {
@@ -183,13 +238,23 @@ fn parse<const ETHERNET: bool>(skb: &Skb<'_>, packet: &mut Packet) -> Result<(),
     if packet.vlan_tags != 0 { Err(Reason::Vlan) } else { Ok(()) }
 }
 
+#[inline(never)]
+fn parse_quoted(skb: &Skb<'_>, error: &Packet, quoted: &mut Packet) -> Result<(), Reason> {
+    *quoted = packet::quoted(skb, error)?;
+    Ok(())
+}
+
 /// A client's packet, from wherever.
 #[inline(always)]
 fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
     let mut target = Target::default();
     match flows::choose(skb, packet, &mut target) {
         Ok(()) => {}
-        Err(reason @ (Reason::TupleCollision | Reason::Hairpin)) => return discard(reason),
+        Err(Reason::NoBackend) => {
+            count_service(target.service, |counters| counters.no_backend += 1);
+            return leave(Reason::NoBackend);
+        }
+        Err(Reason::TupleCollision) => return discard(Reason::TupleCollision),
         Err(reason) => return leave(reason),
     }
     let bytes = u64::from(skb.ctx.len());
@@ -197,7 +262,13 @@ fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
         counters.packets_in += 1;
         counters.bytes_in += bytes;
     });
-    if rewrite::<true>(skb, packet, &target.address, target.port).is_err() {
+    if rewrite(skb, packet, DESTINATION, &target.address, target.port).is_err() {
+        return discard(Reason::RewriteFailed);
+    }
+    // A container that reached itself: it would not take a packet from its own address.
+    if target.address == packet.source
+        && rewrite(skb, packet, SOURCE, &packet.destination, packet.source_port).is_err()
+    {
         return discard(Reason::RewriteFailed);
     }
     if !ETHERNET && add_ethernet_header(skb, packet.family).is_err() {
@@ -231,60 +302,110 @@ fn add_ethernet_header(skb: &Skb<'_>, family: u8) -> Result<(), Reason> {
     skb.store(12, ethertype)
 }
 
-/// Writes another destination (or source) address and port, and keeps every checksum right, including the partial
-/// ones of packets that were never on a wire.
+/// Sends a packet back by the way the client's packets came.
+#[inline(always)]
+fn to_client(skb: &Skb<'_>, flow: &Flow) -> i32 {
+    if flow.flags & FLOW_CLIENT_IS_CONTAINER != 0 {
+        return to_container(skb, flow.ifindex);
+    }
+    // SAFETY: no parameters are passed; the kernel looks the next hop up by the packet's addresses.
+    (unsafe { bpf_redirect_neigh(flow.ifindex, core::ptr::null_mut(), 0, 0) }) as i32
+}
+
+/// Writes another address and port on one side of a packet, and keeps every checksum right, including the partial ones
+/// of packets that were never on a wire.
 #[inline(never)]
-fn rewrite<const DESTINATION: bool>(
-    skb: &Skb<'_>,
-    packet: &Packet,
-    address: &Address,
-    port: u16,
-) -> Result<(), Reason> {
-    let (old_address, old_port) = if DESTINATION {
-        (&packet.destination, packet.destination_port)
-    } else {
-        (&packet.source, packet.source_port)
-    };
+fn rewrite(skb: &Skb<'_>, packet: &Packet, side: bool, address: &Address, port: u16) -> Result<(), Reason> {
     // A UDP checksum of zero means "none" over IPv4 (RFC 768), and must neither be touched nor come out.
     let (checksum, mangled) = if packet.protocol == UDP {
         (packet.transport + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
     } else {
         (packet.transport + TCP_CHECKSUM, 0)
     };
-    let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
+    set_address(skb, packet, side, address, checksum, mangled | u64::from(BPF_F_PSEUDO_HDR))?;
+    set_port(skb, packet, side, port, checksum, mangled)
+}
+
+/// Writes another address on one side of an ICMP error, and on the other side of the packet it quotes, with the port.
+/// The quoted packet's own transport checksum stays as it was: it is often cut off, and nobody verifies it.
+#[inline(never)]
+fn rewrite_error(
+    skb: &Skb<'_>,
+    error: &Packet,
+    quoted: &Packet,
+    side: bool,
+    flow: &Flow,
+) -> Result<(), Reason> {
+    let checksum = error.transport + ICMP_CHECKSUM;
+    // ICMP over IPv4 has no pseudo header, and a quoted IPv4 header whose own checksum is right adds nothing to the sum.
+    let (outer, inner) = if error.family == FAMILY_V4 { (0, 0) } else { (checksum, checksum) };
+    set_address(skb, error, side, &flow.address, outer, u64::from(BPF_F_PSEUDO_HDR))?;
+    set_address(skb, quoted, !side, &flow.address, inner, 0)?;
+    set_port(skb, quoted, !side, flow.port, checksum, 0)
+}
+
+/// Writes an address; `checksum` is the offset of the transport checksum that covers it, or 0.
+#[inline(always)]
+fn set_address(
+    skb: &Skb<'_>,
+    packet: &Packet,
+    side: bool,
+    address: &Address,
+    checksum: u32,
+    flags: u64,
+) -> Result<(), Reason> {
+    let old = if side == DESTINATION { &packet.destination } else { &packet.source };
     if packet.family == FAMILY_V4 {
-        let (from, to) = (u64::from(old_address.v4_word()), u64::from(address.v4_word()));
+        let (from, to) = (u64::from(old.v4_word()), u64::from(address.v4_word()));
         // SAFETY: the helpers check offsets.
-        let result = unsafe {
-            bpf_l4_csum_replace(skb.raw(), checksum, from, to, pseudo | 4)
-                | bpf_l3_csum_replace(skb.raw(), packet.network + 10, from, to, 4)
-        };
+        let mut result = unsafe { bpf_l3_csum_replace(skb.raw(), packet.network + 10, from, to, 4) };
+        if checksum != 0 {
+            // SAFETY: as above.
+            result |= unsafe { bpf_l4_csum_replace(skb.raw(), checksum, from, to, flags | 4) };
+        }
         if result != 0 {
             return Err(Reason::RewriteFailed);
         }
-        skb.store(packet.network + if DESTINATION { 16 } else { 12 }, address.v4_word().to_ne_bytes())?;
-    } else {
-        let (mut from, mut to) = (old_address.words, address.words);
-        // SAFETY: both buffers are 16 bytes long; the helper checks the offset.
-        let result = unsafe {
-            let difference = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0);
-            bpf_l4_csum_replace(skb.raw(), checksum, 0, difference as u64, pseudo)
-        };
-        if result != 0 {
-            return Err(Reason::RewriteFailed);
-        }
-        let offset = packet.network + if DESTINATION { 24 } else { 8 };
-        // SAFETY: four words are 16 bytes; any bytes are valid for `[u8; 16]`.
-        let bytes: [u8; size_of::<Address>()] = unsafe { core::mem::transmute(address.words) };
-        skb.store(offset, bytes)?;
+        let offset = packet.network + if side == DESTINATION { 16 } else { 12 };
+        return skb.store(offset, address.v4_word().to_ne_bytes());
     }
-    // SAFETY: the helper checks the offset.
-    let result =
-        unsafe { bpf_l4_csum_replace(skb.raw(), checksum, u64::from(old_port), u64::from(port), mangled | 2) };
+    let (mut from, mut to) = (old.words, address.words);
+    // SAFETY: both buffers are 16 bytes long; the helpers check the offset.
+    let result = unsafe {
+        let difference = bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0) as u64;
+        // Kernels before 6.16 refuse the flag, without which a checksum the card has computed over the whole packet is
+        // wrongly adjusted for IPv6.
+        match bpf_l4_csum_replace(skb.raw(), checksum, 0, difference, flags | BPF_F_IPV6) {
+            0 => 0,
+            _ => bpf_l4_csum_replace(skb.raw(), checksum, 0, difference, flags),
+        }
+    };
     if result != 0 {
         return Err(Reason::RewriteFailed);
     }
-    skb.store(packet.transport + if DESTINATION { 2 } else { 0 }, port.to_ne_bytes())
+    // SAFETY: four words are 16 bytes, and any bytes are valid.
+    let bytes: [u8; 16] = unsafe { core::mem::transmute(address.words) };
+    skb.store(packet.network + if side == DESTINATION { 24 } else { 8 }, bytes)
+}
+
+/// Writes a port; `checksum` is the offset of the transport checksum that covers it.
+#[inline(always)]
+fn set_port(
+    skb: &Skb<'_>,
+    packet: &Packet,
+    side: bool,
+    port: u16,
+    checksum: u32,
+    flags: u64,
+) -> Result<(), Reason> {
+    let old = if side == DESTINATION { packet.destination_port } else { packet.source_port };
+    // SAFETY: the helper checks the offset.
+    let result =
+        unsafe { bpf_l4_csum_replace(skb.raw(), checksum, u64::from(old), u64::from(port), flags | 2) };
+    if result != 0 {
+        return Err(Reason::RewriteFailed);
+    }
+    skb.store(packet.transport + if side == DESTINATION { 2 } else { 0 }, port.to_ne_bytes())
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use orchestrator_ebpf_common::{
 
 use crate::{
     flows::{self, Target},
-    maps::count,
+    maps::{Scratch, count, scratch},
 };
 
 struct Frame<'a>(&'a XdpContext);
@@ -48,12 +48,12 @@ impl flows::Ingress for Frame<'_> {
 pub fn uplink(ctx: &XdpContext) -> u32 {
     let frame = Frame(ctx);
     // What tc will count as well is not counted twice.
-    let mut packet = Packet::default();
-    if parse(&frame, &mut packet).is_err() {
+    let Some(Scratch { packet, .. }) = scratch() else { return xdp_action::XDP_PASS };
+    if parse(&frame, packet).is_err() {
         return xdp_action::XDP_PASS;
     }
     // A tagged frame belongs to the VLAN's interface, and an error quotes a flow that tc knows how to find.
-    if packet.vlan_tags == 0 && !packet.is_icmp() && flows::choose(&frame, &packet, &mut Target::default()).is_ok() {
+    if packet.vlan_tags == 0 && !packet.is_icmp() && flows::choose(&frame, packet, &mut Target::default()).is_ok() {
         count(Reason::XdpLocal);
     }
     xdp_action::XDP_PASS

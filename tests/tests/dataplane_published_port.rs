@@ -7,15 +7,19 @@
 //!
 //! Needs root, the `ip` command and a kernel with BPF; says why it is skipped otherwise.
 
+#[cfg(test)]
 mod dataplane_rig;
 
 use dataplane_rig::{Rig, echo, rig, tcp_ask, udp_ask};
-use orchestrator::dataplane::{Dataplane, Mode, Reason};
+use orchestrator::dataplane::{Dataplane, DataplaneConfig, Mode, Reason};
 use orchestrator_core::{
     forwarding::{Backend, BackendState, Table},
     model::Protocol,
 };
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, TcpListener},
+};
 
 /// Port 8080 on port 80 of these containers.
 fn published(rig: &Rig, containers: &[usize]) -> Table {
@@ -63,6 +67,7 @@ fn clients_reach_a_container_and_it_sees_their_address() {
     for mode in [None, Some(Mode::Tcx), Some(Mode::Clsact)] {
         let dataplane = serve(&rig, mode, &[0]);
         let report = &dataplane.interfaces()[0];
+        println!("asked for {mode:?}, got {report:?}");
         assert!(report.mode.is_some(), "{mode:?}: {report:?}");
         if mode.is_some() {
             assert_eq!(report.mode, mode, "{report:?}");
@@ -134,7 +139,7 @@ fn the_node_itself_reaches_published_ports_on_every_own_address() {
 }
 
 #[test]
-fn a_container_reaches_published_ports_through_the_node() {
+fn containers_reach_published_ports_through_the_node() {
     let Some(rig) = rig("inner", 2) else { return };
     let _server = echo(&rig, 0);
     let config = rig.config(None);
@@ -147,6 +152,16 @@ fn a_container_reaches_published_ports_through_the_node() {
         }
         dataplane.apply(&table).unwrap();
         dataplane
+    });
+    // Itself included, which sees the address it asked for as its client's: its own would mean nothing.
+    rig.in_container(0, || {
+        for to in ["10.99.0.1:8080", "[fd99::1]:8080"] {
+            let to = address(to);
+            let (own, seen) = tcp_ask(to).unwrap_or_else(|error| panic!("tcp {to}: {error}"));
+            assert_eq!(seen, SocketAddr::new(to.ip(), own.port()));
+            let (own, seen) = udp_ask(to).unwrap_or_else(|error| panic!("udp {to}: {error}"));
+            assert_eq!(seen, SocketAddr::new(to.ip(), own.port()));
+        }
     });
     rig.in_container(1, || {
         for to in ["10.99.0.1:8080", "172.30.0.1:8080", "[fd99::1]:8080"] {
@@ -228,4 +243,94 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
     assert_eq!(on_second(&new), 20);
     assert!(on_second(&old) < 20, "both containers took connections before");
     rig.in_node(move || dataplane.close_and_remove().unwrap());
+}
+
+#[test]
+fn an_uplink_without_link_header_is_served() {
+    let Some(rig) = rig("raw", 1) else { return };
+    let _server = echo(&rig, 0);
+    // The node's end of a tunnel; this test is the other end.
+    let mut tunnel = rig.in_node(|| dataplane_rig::tunnel("tun0", "10.98.0.1/24"));
+    let config = DataplaneConfig { uplinks: Some(BTreeSet::from(["tun0".to_owned()])), ..rig.config(None) };
+    let (ifindex, table) = (rig.containers[0].ifindex, published(&rig, &[0]));
+    let dataplane = rig.in_node(move || {
+        let mut dataplane = Dataplane::open(config).unwrap();
+        dataplane.attach_container(ifindex).unwrap();
+        dataplane.apply(&table).unwrap();
+        dataplane
+    });
+    let report = &dataplane.interfaces()[0];
+    assert_eq!((report.mode, report.why.as_str()), (Some(Mode::Tcx), "native xdp refused: no Ethernet header"));
+
+    let answer = dataplane_rig::ask_through(&mut tunnel, [10, 98, 0, 2], [10, 98, 0, 1], 4000, 8080);
+    assert_eq!(answer, "10.98.0.2:4000", "what the container saw, from 10.98.0.1:8080");
+    rig.in_node(move || dataplane.close_and_remove().unwrap());
+}
+
+#[test]
+fn a_port_nobody_listens_on_in_the_container_is_refused_at_once() {
+    let Some(rig) = rig("refused", 1) else { return };
+    // No server: the container's kernel answers with RST and with an ICMP error that quotes its own address.
+    let dataplane = serve(&rig, None, &[0]);
+    let refused = || {
+        for to in ["10.99.0.1:8080", "[fd99::1]:8080"] {
+            let error = tcp_ask(address(to)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "tcp {to}");
+            let error = udp_ask(address(to)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "udp {to}");
+        }
+    };
+    rig.in_client(refused);
+    assert_eq!(dataplane.stats().unwrap().reasons[&Reason::IcmpTranslated], 2);
+    rig.in_node(move || dataplane.close_and_remove().unwrap());
+}
+
+#[test]
+fn uplinks_are_found_and_let_go() {
+    let Some(rig) = rig("uplinks", 0) else { return };
+    let config = DataplaneConfig { uplinks: None, ..rig.config(Some(Mode::Tcx)) };
+    let found = |dataplane: &Dataplane| {
+        dataplane.interfaces().iter().map(|report| (report.name.clone(), report.mode)).collect::<Vec<_>>()
+    };
+    rig.in_node(move || {
+        let mut dataplane = Dataplane::open(config).unwrap();
+        assert_eq!(found(&dataplane), [], "no default route, no hardware");
+        dataplane_rig::ip(&["route", "add", "default", "via", "10.99.0.254"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
+        dataplane_rig::ip(&["route", "del", "default"]);
+        dataplane_rig::ip(&["-6", "route", "add", "default", "via", "fd99::fe"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
+        dataplane_rig::ip(&["-6", "route", "del", "default"]);
+        dataplane.refresh().unwrap();
+        assert_eq!(found(&dataplane), []);
+        dataplane.close_and_remove().unwrap();
+    });
+}
+
+#[test]
+fn an_xdp_program_of_somebody_else_is_named_and_left_alone() {
+    let Some(rig) = rig("busy", 1) else { return };
+    let _server = echo(&rig, 0);
+    // Somebody else is a second dataplane, which keeps the place it got first.
+    let first = rig.config(Some(Mode::Xdp));
+    let second = DataplaneConfig { pin_dir: first.pin_dir.with_file_name("second"), ..rig.config(None) };
+    let (ifindex, table) = (rig.containers[0].ifindex, published(&rig, &[0]));
+    let (first, second) = rig.in_node(move || {
+        let first = Dataplane::open(first).unwrap();
+        let mut second = Dataplane::open(second).unwrap();
+        second.attach_container(ifindex).unwrap();
+        second.apply(&table).unwrap();
+        (first, second)
+    });
+    let report = &second.interfaces()[0];
+    assert_eq!(report.mode, Some(Mode::Tcx));
+    assert!(report.why.starts_with("native xdp refused: another xdp program is attached already"), "{}", report.why);
+    rig.in_client(|| tcp_ask(address("10.99.0.1:8080")).map(drop).unwrap());
+    rig.in_node(move || {
+        second.close_and_remove().unwrap();
+        assert_eq!(first.interfaces()[0].mode, Some(Mode::Xdp));
+        first.close_and_remove().unwrap();
+    });
 }

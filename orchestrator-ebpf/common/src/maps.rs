@@ -201,7 +201,8 @@ pub const FROM_BACKEND: u8 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
-    /// The client.
+    /// The client. Where a container has reached itself, its own address would mean nothing as a sender: it sees the
+    /// published address there, and so does the half of the flow its packets find.
     pub peer: Address,
     /// Our side.
     pub own: Address,
@@ -215,6 +216,20 @@ pub struct FlowKey {
     pub direction: u8,
     /// Not used; zero.
     pub reserved: u16,
+}
+
+impl FlowKey {
+    /// The key of the other half of the flow: `own` becomes what this half rewrites it to.
+    #[inline(always)]
+    pub fn other_half(&self, address: Address, port: u16) -> Self {
+        Self {
+            peer: if address == self.peer { self.own } else { self.peer },
+            own: address,
+            own_port: port,
+            direction: FROM_CLIENT + FROM_BACKEND - self.direction,
+            ..*self
+        }
+    }
 }
 
 /// [`Flow::flags`]: the client is a container on this node, to be reached through its veth.
@@ -332,8 +347,6 @@ pub enum Reason {
     IcmpTranslated,
     /// Dropped: the container would see two connections as one.
     TupleCollision,
-    /// Dropped: a container reached itself through its published port.
-    Hairpin,
     /// Dropped: the packet could not be rewritten.
     RewriteFailed,
     /// XDP looked at a packet for a backend on this node and left it to tc.
@@ -342,7 +355,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::NotIp,
         Self::Short,
         Self::Malformed,
@@ -358,7 +371,6 @@ impl Reason {
         Self::Replied,
         Self::IcmpTranslated,
         Self::TupleCollision,
-        Self::Hairpin,
         Self::RewriteFailed,
         Self::XdpLocal,
     ];

@@ -236,3 +236,64 @@ fn ipv6<B: Bytes + ?Sized>(bytes: &B, network: u32) -> Result<Packet, Reason> {
 fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
     u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{vec, vec::Vec};
+
+    /// A UDP frame from 10.0.0.1:4000 to 10.0.0.2:8080 behind these bytes of Ethernet header.
+    fn frame(ethernet: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 12];
+        bytes.extend(ethernet);
+        bytes.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        bytes.extend([0x0f, 0xa0, 0x1f, 0x90, 0, 8, 0, 0]);
+        bytes
+    }
+
+    #[test]
+    fn up_to_two_vlan_tags_are_read() {
+        for (tags, ethernet) in [
+            (0, &[8, 0][..]),
+            (1, &[0x81, 0, 0, 7, 8, 0]),
+            (2, &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8, 8, 0]),
+        ] {
+            let packet = parse_ethernet(&frame(ethernet)[..]).unwrap();
+            assert_eq!(packet.vlan_tags, tags);
+            assert_eq!(packet.network, 14 + 4 * u32::from(tags));
+            assert_eq!(packet.destination, Address::from(core::net::IpAddr::from([10, 0, 0, 2])));
+            assert_eq!((packet.source_port, packet.destination_port), (4000_u16.to_be(), 8080_u16.to_be()));
+        }
+        let three = [0x81, 0, 0, 7, 0x81, 0, 0, 8, 0x81, 0, 0, 9, 8, 0];
+        assert_eq!(parse_ethernet(&frame(&three)[..]), Err(Reason::NotIp));
+    }
+
+    #[test]
+    fn a_packet_without_link_header_says_its_family_itself() {
+        let bytes = frame(&[8, 0]);
+        let packet = parse_raw(&bytes[14..]).unwrap();
+        assert_eq!((packet.family, packet.network, packet.transport), (FAMILY_V4, 0, 20));
+        assert_eq!(parse_raw(&[0x10; 40][..]), Err(Reason::NotIp));
+        assert_eq!(parse_raw(&[][..]), Err(Reason::Short));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_read_outside_the_packet(mut bytes in prop::collection::vec(any::<u8>(), 0..160), kind in 0..4_usize) {
+            if let (Some(ethertype), Some(place)) = ([[8, 0], [0x86, 0xdd], [0x81, 0]].get(kind), bytes.get_mut(12..14)) {
+                place.copy_from_slice(ethertype);
+            }
+            for packet in [parse_ethernet(&bytes[..]), parse_raw(&bytes[..])].into_iter().flatten() {
+                // What was read lies within: the slice would have answered `None` otherwise.
+                prop_assert!((packet.transport as usize) < bytes.len());
+                if packet.is_icmp() {
+                    let _ = quoted(&bytes[..], &packet);
+                } else {
+                    prop_assert!((packet.transport as usize) + 4 <= bytes.len());
+                }
+            }
+        }
+    }
+}

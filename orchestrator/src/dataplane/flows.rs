@@ -7,7 +7,7 @@ use super::{DataplaneError, kernel, tables::ignore_missing};
 use aya::maps::{HashMap, MapData};
 use orchestrator_ebpf_common::{
     conntrack,
-    maps::{FROM_BACKEND, FROM_CLIENT, Flow, FlowKey},
+    maps::{FROM_CLIENT, Flow, FlowKey},
 };
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -76,10 +76,9 @@ impl Flows {
         Ok(Swept { removed: doomed.len(), remaining: total - doomed.len() })
     }
 
-    /// The entry of the other direction: its `own` is what this one rewrites to.
+    /// The entry of the other direction.
     fn other_half(&self, key: &FlowKey, flow: &Flow) -> Option<Flow> {
-        let direction = if key.direction == FROM_CLIENT { FROM_BACKEND } else { FROM_CLIENT };
-        let other = FlowKey { own: flow.address, own_port: flow.port, direction, ..*key };
+        let other = key.other_half(flow.address, flow.port);
         self.established.get(&other, 0).or_else(|_| self.embryonic.get(&other, 0)).ok()
     }
 }

@@ -73,6 +73,13 @@ pub(super) fn interfaces() -> io::Result<BTreeMap<String, Interface>> {
     }
     // SAFETY: the list came from getifaddrs and is freed once.
     unsafe { libc::freeifaddrs(list) };
+    // An interface without a hardware address, such as a tunnel, has no link-layer entry in the list.
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    for (name, interface) in found.iter_mut().filter(|(_, interface)| interface.index == 0) {
+        interface.index = rustix::net::netdevice::name_to_index(&socket, name).unwrap_or(0);
+    }
+    // It may also have gone since.
+    found.retain(|_, interface| interface.index != 0);
     Ok(found)
 }
 
@@ -114,7 +121,8 @@ struct DriverInfo {
     rest: [u8; 64],
 }
 
-/// Whether the interface sits on a bus. Virtual ones name none, or, as tun and tap do, their own kind.
+/// Whether the interface sits on a bus, whose places have numbers (`0000:01:00.0`, `fd580000.ethernet`). Virtual ones
+/// name none, or a word such as `tap` or `N/A`.
 fn is_hardware(name: &str) -> bool {
     let Ok(socket) =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
@@ -137,7 +145,7 @@ fn is_hardware(name: &str) -> bool {
     // SAFETY: the request names a buffer as long as the kernel's structure.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     let bus = info.bus.split(|byte| *byte == 0).next().unwrap_or_default();
-    result == 0 && !bus.is_empty() && bus != b"tap" && bus != b"tun"
+    result == 0 && bus.iter().any(u8::is_ascii_digit)
 }
 
 /// The addresses published ports answer on: all but loopback, which no packet from outside bears.

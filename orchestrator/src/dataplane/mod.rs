@@ -11,6 +11,8 @@ mod flows;
 mod hooks;
 mod interfaces;
 mod kernel;
+#[cfg(test)]
+mod packet_tests;
 mod stats;
 mod tables;
 

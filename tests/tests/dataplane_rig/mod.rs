@@ -1,12 +1,13 @@
 //! A client, a node and containers as network namespaces, and the smallest server and clients that say who saw whom.
 
 use orchestrator::dataplane::{DataplaneConfig, Mode, Sizes};
+use orchestrator_ebpf_common::checksum;
 use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     process::Command,
     thread,
@@ -16,22 +17,22 @@ use std::{
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-pub struct Container {
-    pub v4: Ipv4Addr,
-    pub v6: Ipv6Addr,
+pub(crate) struct Container {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
     /// Of the host side of its veth.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     namespace: String,
 }
 
-pub struct Rig {
+pub(crate) struct Rig {
     client: String,
     node: String,
-    pub containers: Vec<Container>,
+    pub(crate) containers: Vec<Container>,
 }
 
 /// Builds the namespaces, or says why this machine cannot.
-pub fn rig(name: &str, containers: usize) -> Option<Rig> {
+pub(crate) fn rig(name: &str, containers: usize) -> Option<Rig> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return None;
@@ -74,11 +75,16 @@ pub fn rig(name: &str, containers: usize) -> Option<Rig> {
 }
 
 impl Rig {
-    pub fn pin_dir(&self) -> PathBuf {
-        PathBuf::from("/sys/fs/bpf").join(format!("edged-{}", self.node))
+    pub(crate) fn pin_dir(&self) -> PathBuf {
+        self.bpffs().join("node")
     }
 
-    pub fn config(&self, force: Option<Mode>) -> DataplaneConfig {
+    /// Where the dataplane mounts a bpffs: a place of our own, so that nothing stays mounted.
+    fn bpffs(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("bpffs-{}", self.node))
+    }
+
+    pub(crate) fn config(&self, force: Option<Mode>) -> DataplaneConfig {
         DataplaneConfig {
             uplinks: Some(BTreeSet::from(["up0".to_owned()])),
             force,
@@ -87,15 +93,15 @@ impl Rig {
         }
     }
 
-    pub fn in_client<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_client<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.client, work)
     }
 
-    pub fn in_node<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_node<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.node, work)
     }
 
-    pub fn in_container<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_container<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
         in_namespace(&self.containers[number].namespace, work)
     }
 }
@@ -108,6 +114,10 @@ impl Drop for Rig {
                 eprintln!("{error}");
             }
         }
+        if self.bpffs().exists() {
+            let _ = rustix::mount::unmount(self.bpffs(), rustix::mount::UnmountFlags::DETACH);
+            let _ = std::fs::remove_dir(self.bpffs());
+        }
         let containers = self.containers.iter().map(|container| &container.namespace);
         for namespace in containers.chain([&self.client, &self.node]) {
             let _ = Command::new("ip").args(["netns", "del", namespace]).status();
@@ -115,7 +125,7 @@ impl Drop for Rig {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().unwrap();
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -149,7 +159,7 @@ fn enter(namespace: &File) {
 
 /// A server on port 80 of a container, TCP and UDP, both families. It first tells who the client is and which address
 /// the client reached, then echoes. Its threads end with the process.
-pub fn echo(rig: &Rig, number: usize) -> Server {
+pub(crate) fn echo(rig: &Rig, number: usize) -> Server {
     rig.in_container(number, || {
         for address in ["0.0.0.0:80", "[::]:80"] {
             let address: SocketAddr = address.parse().unwrap();
@@ -171,7 +181,7 @@ pub fn echo(rig: &Rig, number: usize) -> Server {
 }
 
 /// Marks that a container serves.
-pub struct Server;
+pub(crate) struct Server;
 
 /// Both sockets of one family only.
 fn sockets(address: SocketAddr) -> (TcpListener, UdpSocket) {
@@ -204,16 +214,16 @@ fn answer(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
 }
 
 /// A connection and what the server said at its beginning.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// The client's address as the server saw it.
-    pub seen: SocketAddr,
+    pub(crate) seen: SocketAddr,
     /// The server's own address.
-    pub server: String,
+    pub(crate) server: String,
 }
 
 impl Connection {
-    pub fn open(to: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -229,7 +239,7 @@ impl Connection {
     }
 
     /// Sends and waits for the echo.
-    pub fn exchange(&mut self, text: &[u8]) -> io::Result<()> {
+    pub(crate) fn exchange(&mut self, text: &[u8]) -> io::Result<()> {
         self.stream.write_all(text)?;
         let mut echo = vec![0; text.len()];
         self.stream.read_exact(&mut echo)?;
@@ -239,18 +249,18 @@ impl Connection {
 }
 
 /// The client's own address, and the one the server saw, over TCP.
-pub fn tcp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+pub(crate) fn tcp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
     let connection = Connection::open(to)?;
     Ok((connection.stream.local_addr()?, connection.seen))
 }
 
 /// What `getpeername` says.
-pub fn tcp_peer(to: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) fn tcp_peer(to: SocketAddr) -> io::Result<SocketAddr> {
     Connection::open(to)?.stream.peer_addr()
 }
 
 /// The client's own address, and the one the server saw, over UDP.
-pub fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+pub(crate) fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
     let socket = datagram_socket(to)?;
     socket.connect(to)?;
     socket.send(b"?")?;
@@ -261,14 +271,14 @@ pub fn udp_ask(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
 }
 
 /// Who answers a datagram sent from a socket that is not connected.
-pub fn udp_sender(to: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) fn udp_sender(to: SocketAddr) -> io::Result<SocketAddr> {
     let socket = datagram_socket(to)?;
     socket.send_to(b"?", to)?;
     Ok(socket.recv_from(&mut [0; 100])?.1)
 }
 
 /// Everything the server echoes of what is sent.
-pub fn tcp_echo(to: SocketAddr, data: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn tcp_echo(to: SocketAddr, data: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = Connection::open(to)?.stream;
     let mut writer = stream.try_clone()?;
     let data = data.to_vec();
@@ -286,4 +296,48 @@ fn datagram_socket(to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
+}
+
+/// A tun device in the calling thread's namespace, switched on; the file is its other end.
+pub(crate) fn tunnel(name: &str, address: &str) -> File {
+    /// `TUNSETIFF` (include/uapi/linux/if_tun.h).
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all-zero is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request is complete and lives through the call.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    ip(&["addr", "add", address, "dev", name]);
+    ip(&["link", "set", name, "up"]);
+    file
+}
+
+/// Sends a datagram into a tunnel, and returns the text of the one that answers it.
+pub(crate) fn ask_through(tunnel: &mut File, from: [u8; 4], to: [u8; 4], source: u16, destination: u16) -> String {
+    let mut packet = vec![0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    let sum = checksum::finish(checksum::add(0, &packet));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(source.to_be_bytes());
+    packet.extend(destination.to_be_bytes());
+    packet.extend([0, 9, 0, 0, b'?']);
+    tunnel.write_all(&packet).unwrap();
+    let mut buffer = [0; 2048];
+    loop {
+        let mut ready = [rustix::event::PollFd::new(tunnel, rustix::event::PollFlags::IN)];
+        let timeout = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
+        assert_ne!(rustix::event::poll(&mut ready, Some(&timeout)).unwrap(), 0, "no answer");
+        let length = tunnel.read(&mut buffer).unwrap();
+        // The kernel also says things of its own, such as router solicitations.
+        let addressed = [to, from].concat();
+        if buffer[0] == 0x45 && buffer[12..20] == addressed && buffer[20..22] == destination.to_be_bytes() {
+            return String::from_utf8_lossy(&buffer[28..length]).into_owned();
+        }
+    }
 }
