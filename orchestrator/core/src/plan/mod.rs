@@ -39,7 +39,8 @@ use crate::{
 use alloc::collections::BTreeMap;
 use work::Work;
 
-/// What the leader does next.
+/// What the leader does next. Once the entry is applied the state has changed, and the leader plans again: that plan has no
+/// entry, all reasons, and the time to wake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The changes; `None` if all is as it should be.

@@ -12,7 +12,7 @@
 
 use super::{
     Subject, Why,
-    work::{SlotTasks, Work},
+    work::{Life, SlotTasks, Work},
 };
 use crate::model::{
     Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UnixMillis, UpdateConfig, UpdateOrder,
@@ -62,8 +62,7 @@ pub(super) fn advance(work: &mut Work<'_>) {
         }
         adopt(work, &service, &version.spec);
         let state = service.update.as_ref().map(|update| update.state);
-        let slots: Vec<(Slot, SlotTasks)> =
-            work.slots_of(id).into_iter().filter(|(_, tasks)| work.head(tasks).is_some()).collect();
+        let slots = updatable(work, id);
         for (_, tasks) in &slots {
             settle(work, &service, tasks);
         }
@@ -80,6 +79,20 @@ pub(super) fn advance(work: &mut Work<'_>) {
         }
         note_progress(work, &service, config, dirty, &slots);
     }
+}
+
+/// The slots that an update goes through: a global service's slot on a node that is down waits for the node, and the others
+/// do not wait for it.
+fn updatable(work: &mut Work<'_>, id: ServiceId) -> Vec<(Slot, SlotTasks)> {
+    let mut slots = work.slots_of(id);
+    slots.retain(|(slot, tasks)| {
+        let reachable = match slot {
+            Slot::Replica(_) => true,
+            Slot::Node(node) => work.life(*node) == Life::Up,
+        };
+        reachable && work.head(tasks).is_some()
+    });
+    slots
 }
 
 fn is_active(state: UpdateState) -> bool {
@@ -123,7 +136,7 @@ fn adopt(work: &mut Work<'_>, service: &Service, spec: &ServiceSpec) {
     for id in work.slots_of(service.id).into_iter().flat_map(|(_, tasks)| tasks) {
         let task = work.task(id);
         let version = task.version;
-        if version == current || task.outcome.is_some() {
+        if version == current || task.outcome.is_some() || task.desired != Desired::Run {
             continue;
         }
         if !*same.entry(version).or_insert_with(|| work.is_current(service, version)) {

@@ -188,8 +188,12 @@ impl<'a> Work<'a> {
         if due <= self.now || start > self.now + delay {
             return None;
         }
-        self.wake_at = Some(self.wake_at.map_or(due, |earlier| earlier.min(due)));
+        self.wake(due);
         Some(due)
+    }
+
+    fn wake(&mut self, at: UnixMillis) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     pub(super) fn life(&mut self, node: NodeId) -> Life {
@@ -199,8 +203,11 @@ impl<'a> Work<'a> {
         match self.live.nodes.get(&node) {
             Some(known) if known.ready => Life::Up,
             Some(known) => Life::Down(known.since),
-            None if self.passed(self.live.down_after, Millis(0)) => Life::Down(self.live.down_after),
-            None => Life::Unknown,
+            None if self.now >= self.live.down_after => Life::Down(self.live.down_after),
+            None => {
+                self.wake(self.live.down_after);
+                Life::Unknown
+            }
         }
     }
 
