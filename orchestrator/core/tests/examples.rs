@@ -946,12 +946,11 @@ fn a_failing_update_pauses_and_goes_on_when_asked_again() {
         + web.1/c: v2, on a
         ? web: update paused: update the service again to go on, or roll it back
         --
-        ~ web.2/a: shutdown
-        + web.2/b: v2, waits
+        ~ web.1/c: v3
         ~ web: Updating
-        ? web.2/b: waits for the end of task web.2/a
-        wake in 70 s
         --
+        ~ web.2/a: shutdown
+        + web.2/b: v3, waits
         ? web.2/b: waits for the end of task web.2/a
         wake in 70 s
         ",
@@ -1051,9 +1050,11 @@ fn a_failing_update_is_rolled_back() {
         ~ web.1/a: shutdown
         ~ web.1/b: on a
         --
+        + web v3
         ~ web.1/b: shutdown, rejected
-        + web.1/c: v1, on a
-        ~ web: wants v1, RollbackStarted
+        + web.1/c: v3, on a
+        ~ web.2/a: v3
+        ~ web: wants v3, RollbackStarted
         --
         ~ web: RollbackCompleted
         ",
@@ -1096,7 +1097,7 @@ fn the_user_rolls_back() {
         ~ web: Completed
         --
         ~ web.1/b: shutdown
-        + web.1/c: v1, waits
+        + web.1/c: v3, waits
         ? web.1/c: waits for the end of task web.1/b
         wake in 70 s
         --

@@ -15,8 +15,8 @@ use super::{
     work::{Life, SlotTasks, Work},
 };
 use crate::model::{
-    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UnixMillis, UpdateConfig, UpdateOrder,
-    UpdateState, UpdateStatus,
+    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder, UpdateState,
+    UpdateStatus,
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
@@ -26,17 +26,14 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
         let Some((service, version)) = work.wanted(id) else { continue };
         let Some(update) = service.update.as_ref().filter(|update| is_active(update.state)) else { continue };
         let config = config_of(&version.spec, update.state);
-        let Some(failed) = too_many_failures(work, &service, update.started_at, config) else { continue };
+        let Some(failed) = too_many_failures(work, &service, config) else { continue };
         let rolling_back = update.state == UpdateState::RollbackStarted;
         let why = |what: &str| format!("{what} due to failure or early termination of task {failed}");
         match (config.on_failure, service.previous) {
             (FailureAction::Continue, _) => {}
             (FailureAction::Rollback, Some(previous)) if !rolling_back => {
                 let on_failure = work.state.specs.get(&(id, previous)).map(|version| version.spec.rollback.on_failure);
-                work.change_service(id, |service| {
-                    service.current = previous;
-                    service.previous = None;
-                });
+                work.return_to(&service, previous);
                 let message = why("update rolled back");
                 let on_failure = on_failure.unwrap_or(FailureAction::Pause);
                 set_status(work, id, UpdateState::RollbackStarted, on_failure, message);
@@ -107,8 +104,8 @@ fn config_of(spec: &ServiceSpec, state: UpdateState) -> &UpdateConfig {
     }
 }
 
-/// The task whose failure was one too many: more than the allowed share of the slots failed since the update began.
-fn too_many_failures(work: &Work<'_>, service: &Service, since: UnixMillis, config: &UpdateConfig) -> Option<TaskId> {
+/// The task whose failure was one too many: in more than the allowed share of the slots, tasks of the new version failed.
+fn too_many_failures(work: &Work<'_>, service: &Service, config: &UpdateConfig) -> Option<TaskId> {
     let mut last = None;
     let (mut failed, mut total) = (0u64, 0u64);
     for (_, tasks) in work.slots_of(service.id) {
@@ -116,7 +113,6 @@ fn too_many_failures(work: &Work<'_>, service: &Service, since: UnixMillis, conf
         let failure = tasks.iter().rev().find(|id| {
             let task = work.task(**id);
             task.version == service.current
-                && task.created_at >= since
                 && task.outcome.as_ref().is_some_and(|end| matches!(end.end, End::Failed | End::Rejected))
         });
         if let Some(id) = failure {
@@ -191,7 +187,6 @@ fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId]) {
 
 /// Starts the replacement of as many dirty slots as may be under way at once.
 fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, slots: &[(Slot, SlotTasks)]) {
-    let began = service.update.as_ref().filter(|update| is_active(update.state)).map(|update| update.started_at);
     let mut busy = 0;
     let mut waiting: Vec<(bool, Slot, &SlotTasks)> = Vec::new();
     for (slot, tasks) in slots {
@@ -202,7 +197,10 @@ fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, 
             continue;
         }
         if current {
-            busy += usize::from(under_way(work, head, began, config));
+            busy += usize::from(under_way(work, head, tasks, config));
+        } else if work.task(head).placed.is_none() && tasks.len() == 1 {
+            work.end_task(head);
+            work.create_task(service, *slot);
         } else if open(work, tasks).all(|id| work.task(id).version != service.current) {
             waiting.push((work.running_since(head).is_some(), *slot, tasks));
         }
@@ -221,9 +219,10 @@ fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, 
     }
 }
 
-/// Whether a new task still counts against the parallelism of its update: until it is up, and then for the delay.
-fn under_way(work: &mut Work<'_>, id: TaskId, began: Option<UnixMillis>, config: &UpdateConfig) -> bool {
-    if began.is_none_or(|began| work.task(id).created_at < began) {
+/// Whether a task of the new version counts against the parallelism of the update: until it is up, and then for the delay.
+/// One in whose slot nothing was before, and that no node takes, holds nothing up.
+fn under_way(work: &mut Work<'_>, id: TaskId, tasks: &[TaskId], config: &UpdateConfig) -> bool {
+    if work.task(id).placed.is_none() && tasks.len() == 1 {
         return false;
     }
     work.running_since(id).is_none_or(|since| !work.passed(since, config.delay))

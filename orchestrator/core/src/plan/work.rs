@@ -112,6 +112,20 @@ impl<'a> Work<'a> {
         self.written.insert(Key::Service(id));
     }
 
+    /// Wants the spec of an older version again, as a new version.
+    pub(super) fn return_to(&mut self, service: &Service, number: u32) {
+        let Some(old) = self.state.specs.get(&(service.id, number)) else { return };
+        let version = SpecVersion { service: service.id, number: service.current + 1, spec: old.spec.clone() };
+        let key = (service.id, version.number);
+        let next = self.base.revision + 1;
+        self.state.specs.insert(key, Stored { created: next, revision: next, value: Arc::new(version) });
+        self.written.insert(Key::Spec(key.0, key.1));
+        self.change_service(service.id, |service| {
+            service.current = key.1;
+            service.previous = None;
+        });
+    }
+
     /// Makes a task for a slot, of the version that is wanted. It is placed by a later pass.
     pub(super) fn create_task(&mut self, service: &Service, slot: Slot) -> TaskId {
         let id = TaskId::derive(self.base.seed(), self.base.revision, self.made);

@@ -63,7 +63,10 @@ impl Cluster {
             ("node", [name, args @ ..]) => return self.node(name, args),
             ("service", [name, args @ ..]) => {
                 let parts = change(default_parts(name), args);
-                ServiceSpec::new(parts).map_err(Into::into).and_then(|spec| intent::create_service(&state, spec, now)).map(|(_, entry)| entry)
+                ServiceSpec::new(parts)
+                    .map_err(Into::into)
+                    .and_then(|spec| intent::create_service(&state, spec, now))
+                    .map(|(_, entry)| entry)
             }
             ("update", [name, args @ ..]) => {
                 let service = self.service(name);
@@ -148,7 +151,9 @@ impl Cluster {
                 "cpus" => description.nano_cpus = value.parse::<u64>().unwrap() * 1_000_000_000,
                 "memory" => description.memory_bytes = value.parse::<u64>().unwrap() << 20,
                 "arch" => description.platform.as_mut().unwrap().arch = value.into(),
-                "label" => drop(labels.insert(value.split_once(':').unwrap().0.into(), value.split_once(':').unwrap().1.into())),
+                "label" => drop(
+                    labels.insert(value.split_once(':').unwrap().0.into(), value.split_once(':').unwrap().1.into()),
+                ),
                 "held" => {
                     let parts: Vec<&str> = value.split(':').collect();
                     let protocol = if parts[0] == "udp" { Protocol::Udp } else { Protocol::Tcp };
@@ -241,7 +246,8 @@ impl Cluster {
     }
 
     fn name_new_tasks(&mut self) {
-        let mut new: Vec<_> = self.state.tasks.values().filter(|task| !self.task_names.contains_key(&task.id)).collect();
+        let mut new: Vec<_> =
+            self.state.tasks.values().filter(|task| !self.task_names.contains_key(&task.id)).collect();
         new.sort_by_key(|task| (task.created, task.id));
         for task in new {
             let slot = self.slot_name(task);
@@ -299,6 +305,9 @@ impl Cluster {
                     words.push(format!("{:?}", update.state));
                 }
                 writeln!(out, "~ {}: {}", service.name, words.join(", ")).unwrap();
+            }
+            Action::Put(Object::Spec(version)) => {
+                writeln!(out, "+ {} v{}", version.spec.name, version.number).unwrap();
             }
             Action::Put(other) => panic!("the planner writes {other:?}"),
             Action::Delete(Key::Task(id)) => writeln!(out, "- {}", self.task_names[id]).unwrap(),
@@ -406,6 +415,7 @@ fn change(mut parts: ServiceParts, args: &[&str]) -> ServiceParts {
 #[track_caller]
 pub(crate) fn check(script: &str, expected: &str) {
     let printed = Cluster::new().run(script);
-    let expected: String = expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
+    let expected: String =
+        expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
     assert!(printed == expected, "\n--- printed\n{printed}\n--- expected\n{expected}");
 }
