@@ -160,28 +160,21 @@ fn is_dirty(work: &Work<'_>, service: &Service, tasks: &[TaskId]) -> bool {
     work.head(tasks).into_iter().chain(open(work, tasks)).any(|id| !work.is_current(service, work.task(id).version))
 }
 
-/// Brings a slot with two open tasks down to one as soon as the new one is up; an old one that is not up is not waited for.
+/// Ends what a slot needs no more: all but the new task once that is up; until then the old one that serves, if any, stays
+/// beside the new one.
 fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId]) {
     let all: Vec<TaskId> = open(work, tasks).collect();
-    if all.len() < 2 {
-        return;
-    }
-    let up = |work: &Work<'_>, id: TaskId| work.running_since(id).is_some();
-    let of_current = |work: &Work<'_>, id: TaskId| work.task(id).version == service.current;
-    let best = all.iter().copied().max_by_key(|id| {
-        // Newest last in `all`: later elements win ties.
-        (of_current(work, *id) && up(work, *id), up(work, *id), of_current(work, *id))
-    });
-    let head = all.iter().rev().copied().find(|id| of_current(work, *id));
-    for id in all {
-        let replaced = match best {
-            Some(best) if of_current(work, best) && up(work, best) => id != best,
-            // The best of the old ones serves until the newest of the new ones is up.
-            best => Some(id) != best && Some(id) != head,
-        };
-        if replaced {
-            work.end_task(id);
+    let is_new = |id: &TaskId| work.task(*id).version == service.current;
+    let newest = |which: &dyn Fn(&TaskId) -> bool| all.iter().rev().copied().find(|id| which(id));
+    let kept = match newest(&|id| is_new(id) && work.running_since(*id).is_some()) {
+        Some(up) => [Some(up), None],
+        None => {
+            let serving = newest(&|id| !is_new(id) && work.may_serve(*id));
+            [serving, newest(&is_new).or(work.head(tasks))]
         }
+    };
+    for id in all.into_iter().filter(|id| !kept.contains(&Some(*id))) {
+        work.end_task(id);
     }
 }
 
@@ -202,18 +195,21 @@ fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, 
             work.end_task(head);
             work.create_task(service, *slot);
         } else if open(work, tasks).all(|id| work.task(id).version != service.current) {
-            waiting.push((work.running_since(head).is_some(), *slot, tasks));
+            let serves = open(work, tasks).any(|id| work.may_serve(id));
+            waiting.push((serves, *slot, tasks));
         }
     }
     // Slots that do not serve have nothing to lose.
-    waiting.sort_by_key(|(up, slot, _)| (*up, *slot));
+    waiting.sort_by_key(|(serves, slot, _)| (*serves, *slot));
     let at_once = if config.parallelism == 0 { usize::MAX } else { config.parallelism as usize };
-    for (up, slot, tasks) in waiting.into_iter().take(at_once.saturating_sub(busy)) {
+    for (_, slot, tasks) in waiting.into_iter().take(at_once.saturating_sub(busy)) {
         let old: Vec<TaskId> = open(work, tasks).collect();
-        if config.order == UpdateOrder::StopFirst || !up {
-            for id in old {
-                work.end_task(id);
-            }
+        let stays = match config.order {
+            UpdateOrder::StopFirst => None,
+            UpdateOrder::StartFirst => old.iter().rev().copied().find(|id| work.may_serve(*id)),
+        };
+        for id in old.into_iter().filter(|id| Some(*id) != stays) {
+            work.end_task(id);
         }
         work.create_task(service, slot);
     }

@@ -245,6 +245,14 @@ impl<'a> Work<'a> {
         self.report(id).filter(|report| report.state == TaskState::Running).map(|report| report.since)
     }
 
+    /// Whether a task is up, as far as is known: a node that has not reported to this leader yet gets the benefit of the doubt.
+    pub(super) fn may_serve(&self, id: TaskId) -> bool {
+        let task = self.task(id);
+        let Some(placed) = task.placed.as_ref().filter(|_| task.outcome.is_none()) else { return false };
+        let unheard = !self.live.nodes.contains_key(&placed.node) && self.now < self.live.down_after;
+        unheard || self.running_since(id).is_some()
+    }
+
     /// Whether a task of this version is what the service wants now. Only what a container is made of counts: its spec, and
     /// the ports that are bound on its node.
     pub(super) fn is_current(&self, service: &Service, version: u32) -> bool {
