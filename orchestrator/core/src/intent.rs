@@ -5,6 +5,9 @@
 //! Names and published ports are unique across services, which no guard on one service can see. Whoever takes one of them
 //! therefore writes the cluster object too (unchanged): two such entries that were decided on without seeing each other
 //! cannot both apply.
+//!
+//! Every update makes a new version of the spec, even one that says the same, and so does a rollback: the tasks of the
+//! newest version are those of the latest attempt, and no clock is needed to tell its failures from older ones.
 
 use crate::{
     find::FindError,
@@ -135,19 +138,17 @@ pub fn update_service(
     }
     check_ports(state, Some(id), &spec.endpoint.ports)?;
 
-    let mut next = Service { updated_at: now, update: None, ..Service::clone(service) };
-    let mut changes = Vec::new();
-    if current.is_none_or(|current| **current != spec) {
-        let newest = state.specs.range((id, 0)..=(id, u32::MAX)).next_back().map_or(0, |((_, number), _)| *number);
-        next.previous = Some(service.current);
-        next.current = newest + 1;
-        let ports_change = current.is_none_or(|current| current.endpoint.ports != spec.endpoint.ports);
-        changes.extend(ports_change.then_some(touch));
-        let version = SpecVersion { service: id, number: next.current, spec: Arc::new(spec) };
-        changes.push(state.put_change(Object::Spec(version)));
-    }
-    changes.push(state.put_change(Object::Service(next)));
-    Ok(entry(now, changes))
+    let ports_change = current.is_none_or(|current| current.endpoint.ports != spec.endpoint.ports);
+    let next = Service {
+        current: service.current + 1,
+        previous: Some(service.current),
+        updated_at: now,
+        update: None,
+        ..Service::clone(service)
+    };
+    let version = SpecVersion { service: id, number: next.current, spec: Arc::new(spec) };
+    let changes = [state.put_change(Object::Spec(version)), state.put_change(Object::Service(next))];
+    Ok(entry(now, ports_change.then_some(touch).into_iter().chain(changes).collect()))
 }
 
 /// Returns to the version before. A second rollback returns to the version that the first one left.
@@ -157,25 +158,26 @@ pub fn update_service(
 pub fn rollback_service(state: &State, id: ServiceId, version_index: u64, now: UnixMillis) -> Result<Entry, Refusal> {
     let touch = touch_cluster(state)?;
     let service = service_at(state, id, version_index)?;
-    let previous = service.previous.and_then(|number| Some((number, state.specs.get(&(id, number))?)));
-    let Some((number, version)) = previous else {
+    let previous = service.previous.and_then(|number| state.specs.get(&(id, number)));
+    let Some(spec) = previous.map(|version| version.spec.clone()) else {
         return Err(Refusal::Precondition(alloc::format!("service {} does not have a previous spec", service.name)));
     };
-    check_ports(state, Some(id), &version.spec.endpoint.ports)?;
+    check_ports(state, Some(id), &spec.endpoint.ports)?;
     let next = Service {
-        current: number,
+        current: service.current + 1,
         previous: Some(service.current),
         updated_at: now,
         update: Some(UpdateStatus {
             state: UpdateState::RollbackStarted,
-            on_failure: version.spec.rollback.on_failure,
+            on_failure: spec.rollback.on_failure,
             started_at: now,
             completed_at: None,
             message: "manually requested rollback".into(),
         }),
         ..Service::clone(service)
     };
-    Ok(entry(now, vec![touch, state.put_change(Object::Service(next))]))
+    let version = SpecVersion { service: id, number: next.current, spec };
+    Ok(entry(now, vec![touch, state.put_change(Object::Spec(version)), state.put_change(Object::Service(next))]))
 }
 
 /// Ends all tasks of a service, then the service.

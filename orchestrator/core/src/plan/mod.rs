@@ -6,15 +6,16 @@
 //! those before it; none looks at how the copy came about, so planning again after the entry was applied changes nothing.
 //!
 //! ```text
-//! outcomes   what nodes reported as ended, and tasks whose node is gone      → Task.outcome
+//! record     what nodes reported as ended, and tasks whose node is gone      → Task.outcome
+//! vanished   tasks that were to leave no trace, and have (again before ports)→ deletes
 //! evict      tasks on nodes that are down, drained or no longer allowed      → Task.desired, new tasks
-//! rollback   updates that failed too often                                    → Service.current, .update
-//! slots      too few or too many slots, removed services                      → new tasks, Task.desired
-//! rollout    tasks of old versions                                            → new tasks, Task.desired, Service.update
-//! restart    slots whose task ended                                           → new tasks
-//! reap       what nobody needs any more                                       → deletes
-//! ports      published ports that the cluster chooses                         → Service.ports
-//! place      tasks without a node                                             → Task.placed
+//! failures   updates that failed too often                                   → Service.current, .update
+//! slots      too few or too many slots, removed services                     → new tasks, Task.desired
+//! rollout    tasks of old versions                                           → new tasks, Task.desired, Service.update
+//! restart    slots whose task ended                                          → new tasks
+//! ports      published ports that the cluster chooses                        → Service.ports
+//! place      tasks without a node                                            → Task.placed
+//! history    what nobody needs any more                                      → deletes
 //! ```
 //!
 //! Slots: a slot of a service is wanted as long as one of its tasks has [`Desired::Run`], ended or not. The newest such task
@@ -39,7 +40,8 @@ use crate::{
 use alloc::collections::BTreeMap;
 use work::Work;
 
-/// What the leader does next.
+/// What the leader does next. Once the entry is applied the state has changed, and the leader plans again: that plan has no
+/// entry, all reasons, and the time to wake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The changes; `None` if all is as it should be.
@@ -58,13 +60,15 @@ pub fn plan(state: &State, live: &Live, now: UnixMillis) -> Plan {
     }
     let mut work = Work::new(state, live, now);
     outcomes::record(&mut work);
+    reap::vanished(&mut work);
     outcomes::evict(&mut work);
     rollout::judge_failures(&mut work);
     slots::fit(&mut work);
     rollout::advance(&mut work);
     restart::replace_ended(&mut work);
-    reap::delete(&mut work);
+    reap::vanished(&mut work);
     address::choose_ports(&mut work);
     place::place(&mut work);
+    reap::history(&mut work);
     work.finish()
 }

@@ -7,18 +7,28 @@ use crate::{
 };
 use alloc::{collections::BTreeSet, vec::Vec};
 
-/// Deletes tasks, then what only they needed.
-pub(super) fn delete(work: &mut Work<'_>) {
-    let history = work.state.cluster.as_ref().map_or(0, |cluster| cluster.task_history) as usize;
-    for service in work.slots.keys().copied().collect::<Vec<_>>() {
+/// Deletes tasks that were to vanish and have: what they held is free.
+pub(super) fn vanished(work: &mut Work<'_>) {
+    let gone: Vec<TaskId> =
+        work.state.tasks.iter().filter(|(_, task)| has_vanished(work, task)).map(|(id, _)| *id).collect();
+    for id in gone {
+        work.delete(Key::Task(id));
+    }
+}
+
+/// Deletes tasks that are only history, and too many; then versions and services that no task needs.
+pub(super) fn history(work: &mut Work<'_>) {
+    let limit = work.state.cluster.as_ref().map_or(0, |cluster| cluster.task_history) as usize;
+    for service in work.service_ids() {
         let policy = work.wanted(service).map(|(_, version)| version.spec.task.restart);
-        let kept = history.max(policy.as_ref().map_or(0, kept_attempts));
+        let limit = limit.max(policy.as_ref().map_or(0, kept_attempts));
         for (_, tasks) in work.slots_of(service) {
-            let (gone, rest): (Vec<TaskId>, Vec<TaskId>) =
-                tasks.into_iter().partition(|id| vanished(work, work.task(*id)));
-            let traces: Vec<TaskId> = rest.into_iter().filter(|id| is_trace(work.task(*id))).collect();
+            // While a task has no node, the one before tells that its slot served.
+            let waits = work.head(&tasks).is_some_and(|head| work.task(head).placed.is_none());
+            let kept = limit.max(usize::from(waits));
+            let traces: Vec<TaskId> = tasks.into_iter().filter(|id| is_trace(work.task(*id))).collect();
             let old = traces.len().saturating_sub(kept);
-            for id in gone.into_iter().chain(traces.into_iter().take(old)) {
+            for id in traces.into_iter().take(old) {
                 work.delete(Key::Task(id));
             }
         }
@@ -33,7 +43,7 @@ pub(super) fn delete(work: &mut Work<'_>) {
 }
 
 /// Told to vanish, and has: it ended, or was nowhere, or its node, knowing that it should, no longer reports it.
-fn vanished(work: &Work<'_>, task: &Stored<Task>) -> bool {
+fn has_vanished(work: &Work<'_>, task: &Stored<Task>) -> bool {
     if task.desired != Desired::Remove {
         return false;
     }

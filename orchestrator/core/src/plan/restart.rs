@@ -2,7 +2,8 @@
 
 use super::{Subject, Why, work::Work};
 use crate::model::{
-    End, Millis, Outcome, RestartCondition, RestartPolicy, Service, Slot, Task, TaskId, UnixMillis, UpdateState,
+    Desired, End, Millis, Outcome, RestartCondition, RestartPolicy, Service, Slot, Task, TaskId, UnixMillis,
+    UpdateState,
 };
 use alloc::vec::Vec;
 
@@ -24,6 +25,14 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
             let Some(head) = work.head(&tasks) else { continue };
             let task = work.task(head).value.clone();
             let Some(outcome) = &task.outcome else { continue };
+            // The old half of a start-first update, which is wanted again: it takes the slot back.
+            let stands_by = tasks.iter().map(|id| work.task(*id)).any(|other| {
+                other.desired == Desired::Run && other.outcome.is_none() && other.version == service.current
+            });
+            if stands_by {
+                work.end_task(head);
+                continue;
+            }
             match decide(work, &service, &policy, slot, &tasks, &task, outcome) {
                 None => {
                     work.end_task(head);

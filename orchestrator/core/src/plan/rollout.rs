@@ -12,11 +12,11 @@
 
 use super::{
     Subject, Why,
-    work::{SlotTasks, Work},
+    work::{Life, SlotTasks, Work},
 };
 use crate::model::{
-    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UnixMillis, UpdateConfig, UpdateOrder,
-    UpdateState, UpdateStatus,
+    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder, UpdateState,
+    UpdateStatus,
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
@@ -26,17 +26,14 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
         let Some((service, version)) = work.wanted(id) else { continue };
         let Some(update) = service.update.as_ref().filter(|update| is_active(update.state)) else { continue };
         let config = config_of(&version.spec, update.state);
-        let Some(failed) = too_many_failures(work, &service, update.started_at, config) else { continue };
+        let Some(failed) = too_many_failures(work, &service, config) else { continue };
         let rolling_back = update.state == UpdateState::RollbackStarted;
         let why = |what: &str| format!("{what} due to failure or early termination of task {failed}");
         match (config.on_failure, service.previous) {
             (FailureAction::Continue, _) => {}
             (FailureAction::Rollback, Some(previous)) if !rolling_back => {
                 let on_failure = work.state.specs.get(&(id, previous)).map(|version| version.spec.rollback.on_failure);
-                work.change_service(id, |service| {
-                    service.current = previous;
-                    service.previous = None;
-                });
+                work.return_to(&service, previous);
                 let message = why("update rolled back");
                 let on_failure = on_failure.unwrap_or(FailureAction::Pause);
                 set_status(work, id, UpdateState::RollbackStarted, on_failure, message);
@@ -62,8 +59,7 @@ pub(super) fn advance(work: &mut Work<'_>) {
         }
         adopt(work, &service, &version.spec);
         let state = service.update.as_ref().map(|update| update.state);
-        let slots: Vec<(Slot, SlotTasks)> =
-            work.slots_of(id).into_iter().filter(|(_, tasks)| work.head(tasks).is_some()).collect();
+        let slots = updatable(work, id);
         for (_, tasks) in &slots {
             settle(work, &service, tasks);
         }
@@ -82,6 +78,20 @@ pub(super) fn advance(work: &mut Work<'_>) {
     }
 }
 
+/// The slots that an update goes through: a global service's slot on a node that is down waits for the node, and the others
+/// do not wait for it.
+fn updatable(work: &mut Work<'_>, id: ServiceId) -> Vec<(Slot, SlotTasks)> {
+    let mut slots = work.slots_of(id);
+    slots.retain(|(slot, tasks)| {
+        let reachable = match slot {
+            Slot::Replica(_) => true,
+            Slot::Node(node) => work.life(*node) == Life::Up,
+        };
+        reachable && work.head(tasks).is_some()
+    });
+    slots
+}
+
 fn is_active(state: UpdateState) -> bool {
     matches!(state, UpdateState::Updating | UpdateState::RollbackStarted)
 }
@@ -94,8 +104,8 @@ fn config_of(spec: &ServiceSpec, state: UpdateState) -> &UpdateConfig {
     }
 }
 
-/// The task whose failure was one too many: more than the allowed share of the slots failed since the update began.
-fn too_many_failures(work: &Work<'_>, service: &Service, since: UnixMillis, config: &UpdateConfig) -> Option<TaskId> {
+/// The task whose failure was one too many: in more than the allowed share of the slots, tasks of the new version failed.
+fn too_many_failures(work: &Work<'_>, service: &Service, config: &UpdateConfig) -> Option<TaskId> {
     let mut last = None;
     let (mut failed, mut total) = (0u64, 0u64);
     for (_, tasks) in work.slots_of(service.id) {
@@ -103,7 +113,6 @@ fn too_many_failures(work: &Work<'_>, service: &Service, since: UnixMillis, conf
         let failure = tasks.iter().rev().find(|id| {
             let task = work.task(**id);
             task.version == service.current
-                && task.created_at >= since
                 && task.outcome.as_ref().is_some_and(|end| matches!(end.end, End::Failed | End::Rejected))
         });
         if let Some(id) = failure {
@@ -123,7 +132,7 @@ fn adopt(work: &mut Work<'_>, service: &Service, spec: &ServiceSpec) {
     for id in work.slots_of(service.id).into_iter().flat_map(|(_, tasks)| tasks) {
         let task = work.task(id);
         let version = task.version;
-        if version == current || task.outcome.is_some() {
+        if version == current || task.outcome.is_some() || task.desired != Desired::Run {
             continue;
         }
         if !*same.entry(version).or_insert_with(|| work.is_current(service, version)) {
@@ -151,34 +160,26 @@ fn is_dirty(work: &Work<'_>, service: &Service, tasks: &[TaskId]) -> bool {
     work.head(tasks).into_iter().chain(open(work, tasks)).any(|id| !work.is_current(service, work.task(id).version))
 }
 
-/// Brings a slot with two open tasks down to one as soon as the new one is up; an old one that is not up is not waited for.
+/// Ends what a slot needs no more: all but the new task once that is up; until then the old one that serves, if any, stays
+/// beside the new one.
 fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId]) {
     let all: Vec<TaskId> = open(work, tasks).collect();
-    if all.len() < 2 {
-        return;
-    }
-    let up = |work: &Work<'_>, id: TaskId| work.running_since(id).is_some();
-    let of_current = |work: &Work<'_>, id: TaskId| work.task(id).version == service.current;
-    let best = all.iter().copied().max_by_key(|id| {
-        // Newest last in `all`: later elements win ties.
-        (of_current(work, *id) && up(work, *id), up(work, *id), of_current(work, *id))
-    });
-    let head = all.iter().rev().copied().find(|id| of_current(work, *id));
-    for id in all {
-        let replaced = match best {
-            Some(best) if of_current(work, best) && up(work, best) => id != best,
-            // The best of the old ones serves until the newest of the new ones is up.
-            best => Some(id) != best && Some(id) != head,
-        };
-        if replaced {
-            work.end_task(id);
+    let is_new = |id: &TaskId| work.task(*id).version == service.current;
+    let newest = |which: &dyn Fn(&TaskId) -> bool| all.iter().rev().copied().find(|id| which(id));
+    let kept = match newest(&|id| is_new(id) && work.running_since(*id).is_some()) {
+        Some(up) => [Some(up), None],
+        None => {
+            let serving = newest(&|id| !is_new(id) && work.may_serve(*id));
+            [serving, newest(&is_new).or(work.head(tasks))]
         }
+    };
+    for id in all.into_iter().filter(|id| !kept.contains(&Some(*id))) {
+        work.end_task(id);
     }
 }
 
 /// Starts the replacement of as many dirty slots as may be under way at once.
 fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, slots: &[(Slot, SlotTasks)]) {
-    let began = service.update.as_ref().filter(|update| is_active(update.state)).map(|update| update.started_at);
     let mut busy = 0;
     let mut waiting: Vec<(bool, Slot, &SlotTasks)> = Vec::new();
     for (slot, tasks) in slots {
@@ -189,28 +190,35 @@ fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, 
             continue;
         }
         if current {
-            busy += usize::from(under_way(work, head, began, config));
+            busy += usize::from(under_way(work, head, tasks, config));
+        } else if work.task(head).placed.is_none() && tasks.len() == 1 {
+            work.end_task(head);
+            work.create_task(service, *slot);
         } else if open(work, tasks).all(|id| work.task(id).version != service.current) {
-            waiting.push((work.running_since(head).is_some(), *slot, tasks));
+            let serves = open(work, tasks).any(|id| work.may_serve(id));
+            waiting.push((serves, *slot, tasks));
         }
     }
     // Slots that do not serve have nothing to lose.
-    waiting.sort_by_key(|(up, slot, _)| (*up, *slot));
+    waiting.sort_by_key(|(serves, slot, _)| (*serves, *slot));
     let at_once = if config.parallelism == 0 { usize::MAX } else { config.parallelism as usize };
-    for (up, slot, tasks) in waiting.into_iter().take(at_once.saturating_sub(busy)) {
+    for (_, slot, tasks) in waiting.into_iter().take(at_once.saturating_sub(busy)) {
         let old: Vec<TaskId> = open(work, tasks).collect();
-        if config.order == UpdateOrder::StopFirst || !up {
-            for id in old {
-                work.end_task(id);
-            }
+        let stays = match config.order {
+            UpdateOrder::StopFirst => None,
+            UpdateOrder::StartFirst => old.iter().rev().copied().find(|id| work.may_serve(*id)),
+        };
+        for id in old.into_iter().filter(|id| Some(*id) != stays) {
+            work.end_task(id);
         }
         work.create_task(service, slot);
     }
 }
 
-/// Whether a new task still counts against the parallelism of its update: until it is up, and then for the delay.
-fn under_way(work: &mut Work<'_>, id: TaskId, began: Option<UnixMillis>, config: &UpdateConfig) -> bool {
-    if began.is_none_or(|began| work.task(id).created_at < began) {
+/// Whether a task of the new version counts against the parallelism of the update: until it is up, and then for the delay.
+/// One in whose slot nothing was before, and that no node takes, holds nothing up.
+fn under_way(work: &mut Work<'_>, id: TaskId, tasks: &[TaskId], config: &UpdateConfig) -> bool {
+    if work.task(id).placed.is_none() && tasks.len() == 1 {
         return false;
     }
     work.running_since(id).is_none_or(|since| !work.passed(since, config.delay))

@@ -58,7 +58,7 @@ fn dispensable(work: &Work<'_>, count: usize, slots: Vec<(Slot, SlotTasks)>) -> 
     let mut candidates: Vec<(Option<NodeId>, Candidate)> = Vec::with_capacity(slots.len());
     for (slot, tasks) in slots {
         let open = |id: &&TaskId| work.task(**id).desired == Desired::Run && work.task(**id).outcome.is_none();
-        let up = tasks.iter().rev().filter(open).find(|id| work.running_since(**id).is_some()).copied();
+        let up = tasks.iter().rev().filter(open).find(|id| work.may_serve(**id)).copied();
         let node = up.and_then(|id| work.task(id).placed.as_ref()).map(|placed| placed.node);
         let created = up.or(work.head(&tasks)).map_or(0, |id| work.task(id).created);
         candidates.push((node, Candidate { running: up.is_some(), rank_on_node: 0, created, slot, tasks }));

@@ -112,6 +112,20 @@ impl<'a> Work<'a> {
         self.written.insert(Key::Service(id));
     }
 
+    /// Wants the spec of an older version again, as a new version.
+    pub(super) fn return_to(&mut self, service: &Service, number: u32) {
+        let Some(old) = self.state.specs.get(&(service.id, number)) else { return };
+        let version = SpecVersion { service: service.id, number: service.current + 1, spec: old.spec.clone() };
+        let key = (service.id, version.number);
+        let next = self.base.revision + 1;
+        self.state.specs.insert(key, Stored { created: next, revision: next, value: Arc::new(version) });
+        self.written.insert(Key::Spec(key.0, key.1));
+        self.change_service(service.id, |service| {
+            service.current = key.1;
+            service.previous = None;
+        });
+    }
+
     /// Makes a task for a slot, of the version that is wanted. It is placed by a later pass.
     pub(super) fn create_task(&mut self, service: &Service, slot: Slot) -> TaskId {
         let id = TaskId::derive(self.base.seed(), self.base.revision, self.made);
@@ -188,8 +202,12 @@ impl<'a> Work<'a> {
         if due <= self.now || start > self.now + delay {
             return None;
         }
-        self.wake_at = Some(self.wake_at.map_or(due, |earlier| earlier.min(due)));
+        self.wake(due);
         Some(due)
+    }
+
+    fn wake(&mut self, at: UnixMillis) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     pub(super) fn life(&mut self, node: NodeId) -> Life {
@@ -199,8 +217,11 @@ impl<'a> Work<'a> {
         match self.live.nodes.get(&node) {
             Some(known) if known.ready => Life::Up,
             Some(known) => Life::Down(known.since),
-            None if self.passed(self.live.down_after, Millis(0)) => Life::Down(self.live.down_after),
-            None => Life::Unknown,
+            None if self.now >= self.live.down_after => Life::Down(self.live.down_after),
+            None => {
+                self.wake(self.live.down_after);
+                Life::Unknown
+            }
         }
     }
 
@@ -222,6 +243,14 @@ impl<'a> Work<'a> {
             return None;
         }
         self.report(id).filter(|report| report.state == TaskState::Running).map(|report| report.since)
+    }
+
+    /// Whether a task is up, as far as is known: a node that has not reported to this leader yet gets the benefit of the doubt.
+    pub(super) fn may_serve(&self, id: TaskId) -> bool {
+        let task = self.task(id);
+        let Some(placed) = task.placed.as_ref().filter(|_| task.outcome.is_none()) else { return false };
+        let unheard = !self.live.nodes.contains_key(&placed.node) && self.now < self.live.down_after;
+        unheard || self.running_since(id).is_some()
     }
 
     /// Whether a task of this version is what the service wants now. Only what a container is made of counts: its spec, and
