@@ -204,9 +204,12 @@ impl<R: Read> TarReader<R> {
             return Err(wrong("has content although it is not a file"));
         }
         self.start_content(size)?;
-        let id = |extended: Option<u32>, field: io::Result<u64>| -> Result<u32, TarError> {
+        // Fields left blank mean zero.
+        let blank = |field: std::ops::Range<usize>| header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' '));
+        let id = |extended: Option<u32>, field: io::Result<u64>, position| -> Result<u32, TarError> {
             let id = match extended {
                 Some(id) => id,
+                None if blank(position) => 0,
                 None => field.ok().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong("has an owner out of range"))?,
             };
             // The kernel takes -1 for "leave as it is".
@@ -214,9 +217,9 @@ impl<R: Read> TarReader<R> {
         };
         Ok(Entry {
             kind,
-            mode: header.mode().map_err(|_| wrong("has unreadable permissions"))? & 0o7777,
-            uid: id(extensions.uid, header.uid())?,
-            gid: id(extensions.gid, header.gid())?,
+            mode: if blank(100..108) { 0 } else { header.mode().map_err(|_| wrong("has unreadable permissions"))? & 0o7777 },
+            uid: id(extensions.uid, header.uid(), 108..116)?,
+            gid: id(extensions.gid, header.gid(), 116..124)?,
             mtime: extensions.mtime.unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0)),
             path,
             link,
