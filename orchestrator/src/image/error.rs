@@ -116,7 +116,7 @@ pub enum Error {
         layer: Digest,
         /// Why.
         #[source]
-        source: UnpackError,
+        source: Box<UnpackError>,
     },
     /// The file system of the image store is full.
     #[error("no space left for images in {path}: `edgectl image prune --all` removes unused ones")]
@@ -180,7 +180,7 @@ impl Error {
     pub(crate) fn layer(image: &str, layer: Digest, store: &Path, source: UnpackError) -> Self {
         match source {
             UnpackError::Io { source, .. } if is_no_space(&source) => Self::NoSpace { path: store.display().to_string() },
-            source => Self::Layer { image: image.to_owned(), layer, source },
+            source => Self::Layer { image: image.to_owned(), layer, source: Box::new(source) },
         }
     }
 }

@@ -218,12 +218,9 @@ impl Repository {
         let mut result = Ok(());
         while missing > 0 {
             match stream.next().await {
-                Some(Ok(piece)) if piece.len() as u64 > missing => {
-                    let reason = format!("it sends more than the {total} bytes of blob {}", descriptor.digest);
-                    result = Err(Failure::Final(self.refused(reason)));
-                    break;
-                }
-                Some(Ok(piece)) => {
+                Some(Ok(mut piece)) => {
+                    // The digest tells whether this was all; more than the manifest says is never written.
+                    piece.truncate(usize::try_from(missing).unwrap_or(usize::MAX));
                     missing -= piece.len() as u64;
                     // The writer is gone only if it failed; its error comes below.
                     if sender.send(piece).await.is_err() {
@@ -335,6 +332,7 @@ impl Repository {
         let by_status = |status: u16, message: String| match status {
             401 | 403 => unauthorized(),
             404 => not_found(),
+            416 => Failure::Final(self.refused("it has less content than the manifest says".to_owned())),
             429 | 500..=599 => Failure::Busy(message),
             _ => Failure::Final(self.refused(message)),
         };
