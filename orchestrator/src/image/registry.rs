@@ -18,12 +18,13 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use tokio::sync::mpsc;
 
+use super::content::Download;
 use super::digest::Digest;
 use super::error::Error;
 use super::manifest::{ACCEPTED_MANIFESTS, Descriptor};
 use super::progress::{Event, Phase, Progress};
 use super::reference::Reference;
-use super::store::{Download, Store};
+use super::store::Store;
 
 /// Attempts in a row without progress before a registry counts as unreachable.
 const ATTEMPTS: u32 = 4;
@@ -87,7 +88,12 @@ enum Failure {
 
 impl Repository {
     /// The repository of `reference` on `host`, which is its registry or a mirror of it.
-    pub(crate) fn new(reference: &Reference, host: &str, credentials: Option<&Credentials>, insecure: &[String]) -> Result<Self, Error> {
+    pub(crate) fn new(
+        reference: &Reference,
+        host: &str,
+        credentials: Option<&Credentials>,
+        insecure: &[String],
+    ) -> Result<Self, Error> {
         // Whoever installs a provider first wins; all of ours are ring's.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plain = is_loopback(host) || insecure.iter().any(|registry| registry == host);
@@ -109,7 +115,13 @@ impl Repository {
             Some(Credentials::Basic { username, password }) => RegistryAuth::Basic(username.clone(), password.clone()),
             Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
         };
-        Ok(Self { client, host: host.to_owned(), repository: reference.repository().to_owned(), image: reference.familiar(), auth })
+        Ok(Self {
+            client,
+            host: host.to_owned(),
+            repository: reference.repository().to_owned(),
+            image: reference.familiar(),
+            auth,
+        })
     }
 
     fn by_digest(&self, digest: Digest) -> oci_client::Reference {
@@ -132,7 +144,8 @@ impl Repository {
             (Some(digest), _) => self.by_digest(digest),
             (None, tag) => self.by_tag(tag.unwrap_or(super::reference::DEFAULT_TAG)),
         };
-        let (content, _) = self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
+        let (content, _) =
+            self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
         let actual = Digest::of(&content);
         match digest {
             Some(expected) if expected != actual => Err(self.wrong_digest(&expected, &actual)),
@@ -141,10 +154,15 @@ impl Repository {
     }
 
     /// Brings a blob into the store, going on where an earlier attempt ended.
-    pub(crate) async fn fetch(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+    pub(crate) async fn fetch(
+        &self,
+        store: &Arc<Store>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let open = {
             let (store, descriptor) = (Arc::clone(store), descriptor.clone());
-            move || store.download(&descriptor)
+            move || store.content.download(&descriptor)
         };
         let mut download = blocking(open.clone()).await?;
         // What an earlier attempt left may have been damaged, so a wrong digest is final only for a fresh download.
@@ -153,7 +171,7 @@ impl Repository {
         loop {
             if download.missing() == 0 {
                 let store = Arc::clone(store);
-                match blocking(move || store.finish(download)).await? {
+                match blocking(move || store.content.finish(download)).await? {
                     Ok(()) => return Ok(()),
                     Err(actual) if fresh => return Err(self.wrong_digest(&descriptor.digest, &actual)),
                     Err(_) => {
@@ -177,7 +195,12 @@ impl Repository {
     }
 
     /// One request for the rest of a blob. Gives the download back with as much as came.
-    async fn attempt(&self, mut download: Download, descriptor: &Descriptor, progress: &Progress) -> Result<(Download, Result<(), Failure>), Error> {
+    async fn attempt(
+        &self,
+        mut download: Download,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(Download, Result<(), Failure>), Error> {
         let reference = self.by_digest(descriptor.digest);
         let digest = descriptor.digest.to_string();
         let opened = self.client.pull_blob_stream_partial(&reference, digest.as_str(), download.offset(), None).await;
@@ -250,14 +273,19 @@ impl Repository {
     }
 
     /// Sends a blob in one request.
-    pub(crate) async fn send_blob(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+    pub(crate) async fn send_blob(
+        &self,
+        store: &Arc<Store>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let reference = self.by_digest(descriptor.digest);
         let (layer, total) = (descriptor.digest, descriptor.size);
         let text = layer.to_string();
         let mut failures = 0;
         loop {
             let store = Arc::clone(store);
-            let file = blocking(move || store.open_blob(layer)).await?;
+            let file = blocking(move || store.content.open_blob(layer)).await?;
             let pieces = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 64 << 10);
             let progress = Arc::clone(progress);
             let (mut current, mut told) = (0, 0);
@@ -286,13 +314,18 @@ impl Repository {
     /// Sends a manifest and gives it a tag.
     pub(crate) async fn send_manifest(&self, tag: &str, media_type: &str, content: Vec<u8>) -> Result<(), Error> {
         let reference = self.by_tag(tag);
-        let media_type = media_type.parse::<hyper::header::HeaderValue>().map_err(|_| self.refused(format!("{media_type:?} is not a media type")))?;
+        let media_type = media_type
+            .parse::<hyper::header::HeaderValue>()
+            .map_err(|_| self.refused(format!("{media_type:?} is not a media type")))?;
         let content = Bytes::from(content);
         self.retry(|| self.client.push_manifest_raw(&reference, content.clone(), media_type.clone())).await.map(drop)
     }
 
     /// Repeats a request until it succeeds, fails for good, or has failed too often.
-    async fn retry<T, F: Future<Output = Result<T, OciDistributionError>>>(&self, request: impl Fn() -> F) -> Result<T, Error> {
+    async fn retry<T, F: Future<Output = Result<T, OciDistributionError>>>(
+        &self,
+        request: impl Fn() -> F,
+    ) -> Result<T, Error> {
         let mut failures = 0;
         loop {
             let failure = match request().await {
@@ -310,8 +343,16 @@ impl Repository {
     async fn back_off(&self, failure: Failure, failures: u32) -> Result<(), Error> {
         match failure {
             Failure::Final(error) => return Err(error),
-            Failure::Network(error) => tracing::debug!(image = self.image, registry = self.host, failures, %error, "registry request failed, trying again"),
-            Failure::Busy(reason) => tracing::debug!(image = self.image, registry = self.host, failures, reason, "registry is busy, trying again"),
+            Failure::Network(error) => {
+                tracing::debug!(image = self.image, registry = self.host, failures, %error, "registry request failed, trying again")
+            }
+            Failure::Busy(reason) => tracing::debug!(
+                image = self.image,
+                registry = self.host,
+                failures,
+                reason,
+                "registry is busy, trying again"
+            ),
         }
         tokio::time::sleep((BACKOFF * 2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)).await;
         Ok(())
@@ -321,14 +362,17 @@ impl Repository {
         match failure {
             Failure::Final(error) => error,
             Failure::Busy(reason) => self.refused(reason),
-            Failure::Network(source) => Error::Unreachable { image: self.image.clone(), registry: self.host.clone(), source },
+            Failure::Network(source) => {
+                Error::Unreachable { image: self.image.clone(), registry: self.host.clone(), source }
+            }
         }
     }
 
     fn classify(&self, error: OciDistributionError) -> Failure {
         use OciDistributionError as E;
         let not_found = || Failure::Final(Error::NotFound { image: self.image.clone(), registry: self.host.clone() });
-        let unauthorized = || Failure::Final(Error::Unauthorized { image: self.image.clone(), registry: self.host.clone() });
+        let unauthorized =
+            || Failure::Final(Error::Unauthorized { image: self.image.clone(), registry: self.host.clone() });
         let by_status = |status: u16, message: String| match status {
             401 | 403 => unauthorized(),
             404 => not_found(),
@@ -343,9 +387,16 @@ impl Repository {
                 Failure::Final(Error::WrongDigest { image: self.image.clone(), expected, actual })
             }
             E::RegistryError { envelope, .. } => {
-                let message = envelope.errors.iter().map(|error| one_line(&error.message)).collect::<Vec<_>>().join("; ");
+                let message =
+                    envelope.errors.iter().map(|error| one_line(&error.message)).collect::<Vec<_>>().join("; ");
                 match envelope.errors.first().map(|error| &error.code) {
-                    Some(OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound | OciErrorCode::BlobUnknown | OciErrorCode::ManifestBlobUnknown) => not_found(),
+                    Some(
+                        OciErrorCode::ManifestUnknown
+                        | OciErrorCode::NameUnknown
+                        | OciErrorCode::NotFound
+                        | OciErrorCode::BlobUnknown
+                        | OciErrorCode::ManifestBlobUnknown,
+                    ) => not_found(),
                     Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => unauthorized(),
                     Some(OciErrorCode::Toomanyrequests) => Failure::Busy(message),
                     _ => Failure::Final(self.refused(message)),
@@ -372,13 +423,19 @@ impl Repository {
 }
 
 /// Runs blocking work of the store.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime is shutting down and nobody will see this.
-            Err(error) => Err(Error::Io { action: "work in", path: "the image store".to_owned(), source: std::io::Error::other(error) }),
+            Err(error) => Err(Error::Io {
+                action: "work in",
+                path: "the image store".to_owned(),
+                source: std::io::Error::other(error),
+            }),
         },
     }
 }
@@ -406,7 +463,14 @@ mod tests {
         for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.1", "[::1]:5000", "[::1]"] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["docker.io", "localhost.example.com", "128.0.0.1", "[2001:db8::1]:5000", "10.0.0.1:5000", "127.example.com"] {
+        for host in [
+            "docker.io",
+            "localhost.example.com",
+            "128.0.0.1",
+            "[2001:db8::1]:5000",
+            "10.0.0.1:5000",
+            "127.example.com",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }
@@ -414,6 +478,9 @@ mod tests {
     #[test]
     fn credentials_do_not_show_their_secret() {
         let basic = Credentials::Basic { username: "ann".to_owned(), password: "hunter2".to_owned() };
-        assert_eq!(format!("{basic:?} {:?}", Credentials::Bearer("hunter2".to_owned())), "Basic { username: \"ann\", .. } Bearer(..)");
+        assert_eq!(
+            format!("{basic:?} {:?}", Credentials::Bearer("hunter2".to_owned())),
+            "Basic { username: \"ann\", .. } Bearer(..)"
+        );
     }
 }

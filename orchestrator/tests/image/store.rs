@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use orchestrator::image::archive::Builder;
-use orchestrator::image::{Config, Digest, Error, Event, Image, Images, Mounted, Phase, Platform, Progress, Reference, silent};
+use orchestrator::image::{
+    Config, Digest, Error, Event, Image, Images, Mounted, Phase, Platform, Progress, Reference, silent,
+};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::json;
 
@@ -126,7 +128,8 @@ async fn old_docker_archives_with_linked_layers_load() {
     };
     add("a/layer.tar", &layer);
     add("config.json", config.to_string().as_bytes());
-    let list = json!([{"Config": "config.json", "RepoTags": ["old:1", "older:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]);
+    let list =
+        json!([{"Config": "config.json", "RepoTags": ["old:1", "older:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]);
     add("manifest.json", list.to_string().as_bytes());
     let mut link = tar::Header::new_gnu();
     link.set_entry_type(tar::EntryType::Symlink);
@@ -147,13 +150,16 @@ async fn the_nodes_platform_is_chosen_from_an_archive() {
     }
     let foreign = || "linux/s390x".parse::<Platform>().unwrap();
     let (own, other) = (members(&archive(None, "own")), members(&archive_for(foreign(), None, "other")));
-    let entry = |members: &BTreeMap<String, Vec<u8>>| serde_json::from_slice::<serde_json::Value>(&members["index.json"]).unwrap()["manifests"][0].clone();
+    let entry = |members: &BTreeMap<String, Vec<u8>>| {
+        serde_json::from_slice::<serde_json::Value>(&members["index.json"]).unwrap()["manifests"][0].clone()
+    };
     let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry(&other), entry(&own)]}).to_string().into_bytes();
     let digest = Digest::of(&index);
     let top = json!({"schemaVersion": 2, "manifests": [{"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": index.len(),
         "annotations": {"io.containerd.image.name": "docker.io/library/multi:1"}}]});
     let blobs = |members: BTreeMap<String, Vec<u8>>| members.into_iter().filter(|(name, _)| name.starts_with("blobs/"));
-    let rest = [("index.json".to_owned(), top.to_string().into_bytes()), (format!("blobs/sha256/{}", digest.hex()), index)];
+    let rest =
+        [("index.json".to_owned(), top.to_string().into_bytes()), (format!("blobs/sha256/{}", digest.hex()), index)];
     let archive = tar_of(blobs(own).chain(blobs(other)).chain(rest));
 
     let state = tempfile::tempdir().unwrap();
@@ -189,7 +195,10 @@ async fn broken_archives_are_refused_and_leave_nothing() {
         (tar_of([]), "neither index.json nor manifest.json"),
         (tar_of([("manifest.json".to_owned(), b"[]".to_vec())]), "neither index.json nor manifest.json"),
         (tar_of([("index.json".to_owned(), br#"{"schemaVersion":2,"manifests":[]}"#.to_vec())]), "has no image"),
-        (tar_of([("manifest.json".to_owned(), br#"[{"Config":"../../etc/passwd","Layers":[]}]"#.to_vec())]), "which it does not have"),
+        (
+            tar_of([("manifest.json".to_owned(), br#"[{"Config":"../../etc/passwd","Layers":[]}]"#.to_vec())]),
+            "which it does not have",
+        ),
         (without_layer, "layer sha256:"),
         (tar_of(tampered), "layer sha256:"),
         (tar_of(tampered_docker), "cannot be unpacked"),
@@ -279,7 +288,10 @@ async fn a_store_survives_crashes_and_damage() {
     assert_eq!(images.list(), [image]);
     drop(images);
     fs::write(path("index.json"), "{").unwrap();
-    assert!(matches!(Images::open(state.path(), Config::default()), Err(Error::Io { .. })), "a damaged index is not silently emptied");
+    assert!(
+        matches!(Images::open(state.path(), Config::default()), Err(Error::Io { .. })),
+        "a damaged index is not silently emptied"
+    );
 }
 
 #[tokio::test]
@@ -296,11 +308,37 @@ async fn loading_tells_what_happens_to_each_layer() {
     };
     images.load(Cursor::new(archive(Some("app:v1"), "one")), &progress).await.unwrap();
     images.load(Cursor::new(archive(Some("app:v2"), "two")), &progress).await.unwrap();
-    let expected = [Phase::Unpacking, Phase::Done, Phase::Unpacking, Phase::Done, Phase::Exists, Phase::Unpacking, Phase::Done];
+    let expected =
+        [Phase::Unpacking, Phase::Done, Phase::Unpacking, Phase::Done, Phase::Exists, Phase::Unpacking, Phase::Done];
     assert_eq!(*events.lock().unwrap(), expected);
 }
 
-/// Undoes a task's mount whatever happens to the test.
+#[tokio::test]
+async fn a_full_disk_is_named_and_leaves_nothing_behind() {
+    if !is_root() {
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    rustix::mount::mount("tmpfs", state.path(), "tmpfs", rustix::mount::MountFlags::empty(), c"size=2m").unwrap();
+    let _cleanup = Unmount(state.path());
+    let images = Images::open(state.path(), Config::default()).unwrap();
+    let small = load(&images, archive(Some("app:v1"), "one")).await;
+    // One fails while it is spooled, the other, whose content is mostly zeros, while it is unpacked.
+    let large = archive(Some("large:v1"), &"x".repeat(4 << 20));
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::fast());
+    compressed.write_all(&archive(Some("large:v1"), &"x".repeat(1200 << 10))).unwrap();
+    for archive in [large, compressed.finish().unwrap()] {
+        let error = images.load(Cursor::new(archive), &silent()).await.unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error:?}");
+        assert!(error.to_string().contains("edgectl image prune"), "{error}");
+    }
+    assert_eq!(fs::read_dir(state.path().join("images/tmp")).unwrap().count(), 0);
+    images.prune(false).await.unwrap();
+    assert_eq!(images.list(), [small]);
+    load(&images, archive(Some("app:v2"), "two")).await;
+}
+
+/// Undoes a mount whatever happens to the test.
 struct Unmount<'a>(&'a Path);
 
 impl Drop for Unmount<'_> {
@@ -355,7 +393,10 @@ async fn roots_are_mounted_written_kept_and_discarded() {
         images.discard(task).await.unwrap();
     }
     drop(held);
-    assert_eq!((images.mounted().await.unwrap(), images.tasks().await.unwrap(), images.users(image.id)), (vec![], vec![], vec![]));
+    assert_eq!(
+        (images.mounted().await.unwrap(), images.tasks().await.unwrap(), images.users(image.id)),
+        (vec![], vec![], vec![])
+    );
     images.remove("app:v1", false).await.unwrap();
     assert!(matches!(images.mount(image.id, "web.3.z", &target).await, Err(Error::NoSuchImage { .. })));
 }
@@ -370,14 +411,20 @@ async fn many_layers_and_whiteouts_are_merged() {
     for layer in 0..LAYERS {
         let content = layer.to_string();
         let hidden = format!("gone/.wh.{}", layer.saturating_sub(1));
-        let mut files = vec![("top".to_owned(), content.clone()), (format!("kept/{layer}"), content.clone()), (format!("gone/{layer}"), content)];
+        let mut files = vec![
+            ("top".to_owned(), content.clone()),
+            (format!("kept/{layer}"), content.clone()),
+            (format!("gone/{layer}"), content),
+        ];
         if layer > 0 {
             files.push((hidden, String::new()));
         }
         if layer == LAYERS / 2 {
             files.push(("kept/.wh..wh..opq".to_owned(), String::new()));
         }
-        builder = builder.layer_files(files.iter().map(|(path, content)| (path.as_str(), 0o644, content.as_bytes()))).unwrap();
+        builder = builder
+            .layer_files(files.iter().map(|(path, content)| (path.as_str(), 0o644, content.as_bytes())))
+            .unwrap();
     }
     let mut archive = Vec::new();
     builder.write(&mut archive).unwrap();
@@ -389,7 +436,10 @@ async fn many_layers_and_whiteouts_are_merged() {
     let _cleanup = Unmount(&target);
     images.mount(image.id, "deep", &target).await.unwrap();
     let names = |path: &str| {
-        let mut names: Vec<usize> = fs::read_dir(target.join(path)).unwrap().map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        let mut names: Vec<usize> = fs::read_dir(target.join(path))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
         names.sort_unstable();
         names
     };
@@ -407,7 +457,12 @@ fn equal_directories_give_equal_archives() {
         fs::hard_link(directory.join("b/file"), directory.join("b/again")).unwrap();
         std::os::unix::fs::symlink("/b/file", directory.join("a")).unwrap();
         let mut archive = Vec::new();
-        Builder::new(Platform::host()).name(reference("app:1")).layer_directory(directory).unwrap().write(&mut archive).unwrap();
+        Builder::new(Platform::host())
+            .name(reference("app:1"))
+            .layer_directory(directory)
+            .unwrap()
+            .write(&mut archive)
+            .unwrap();
         archive
     };
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
