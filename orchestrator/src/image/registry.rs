@@ -4,6 +4,8 @@
 //! authentication and redirects are `oci-client`'s; retries, resuming, limits and the kinds of errors are ours.
 //! Protocol: OCI distribution specification 1.1. Used by `pull` and `push`.
 
+mod failure;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,11 +15,12 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use tokio::sync::mpsc;
 
+use self::failure::Failure;
 use super::content::Download;
 use super::digest::Digest;
 use super::error::Error;
@@ -74,16 +77,6 @@ pub(crate) struct Repository {
     /// The image as the user named it, for messages.
     image: String,
     auth: RegistryAuth,
-}
-
-/// Why a request failed, by what to do next.
-enum Failure {
-    /// Try again: the connection failed.
-    Network(Box<dyn std::error::Error + Send + Sync>),
-    /// Try again: the registry is overloaded or broken for the moment.
-    Busy(String),
-    /// Give up.
-    Final(Error),
 }
 
 impl Repository {
@@ -187,8 +180,8 @@ impl Repository {
             let Err(failure) = result else { continue };
             failures = if download.offset() > before { 1 } else { failures + 1 };
             attempts += 1;
-            if failures >= ATTEMPTS || attempts >= BLOB_ATTEMPTS {
-                return Err(self.give_up(failure));
+            if attempts >= BLOB_ATTEMPTS {
+                return Err(self.error(failure));
             }
             self.back_off(failure, failures).await?;
         }
@@ -210,7 +203,7 @@ impl Repository {
                 download.restart()?;
                 stream.stream
             }
-            Err(error) => return Ok((download, Err(self.classify(error)))),
+            Err(error) => return Ok((download, Err(error.into()))),
         };
         self.receive(download, stream, descriptor, progress).await
     }
@@ -300,12 +293,8 @@ impl Repository {
             match self.client.push_blob_stream(&reference, pieces, &text, Some(total)).await {
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    let failure = self.classify(error);
                     failures += 1;
-                    if failures >= ATTEMPTS {
-                        return Err(self.give_up(failure));
-                    }
-                    self.back_off(failure, failures).await?;
+                    self.back_off(error.into(), failures).await?;
                 }
             }
         }
@@ -328,93 +317,39 @@ impl Repository {
     ) -> Result<T, Error> {
         let mut failures = 0;
         loop {
-            let failure = match request().await {
+            match request().await {
                 Ok(value) => return Ok(value),
-                Err(error) => self.classify(error),
-            };
-            failures += 1;
-            if failures >= ATTEMPTS {
-                return Err(self.give_up(failure));
+                Err(error) => {
+                    failures += 1;
+                    self.back_off(error.into(), failures).await?;
+                }
             }
-            self.back_off(failure, failures).await?;
         }
     }
 
+    /// Waits before the next attempt, unless there is no point in one.
     async fn back_off(&self, failure: Failure, failures: u32) -> Result<(), Error> {
-        match failure {
-            Failure::Final(error) => return Err(error),
-            Failure::Network(error) => {
-                tracing::debug!(image = self.image, registry = self.host, failures, %error, "registry request failed, trying again")
-            }
-            Failure::Busy(reason) => tracing::debug!(
-                image = self.image,
-                registry = self.host,
-                failures,
-                reason,
-                "registry is busy, trying again"
-            ),
+        if !failure.is_transient() || failures >= ATTEMPTS {
+            return Err(self.error(failure));
         }
+        tracing::debug!(image = self.image, registry = self.host, failures, "registry request failed, trying again");
         tokio::time::sleep((BACKOFF * 2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)).await;
         Ok(())
     }
 
-    fn give_up(&self, failure: Failure) -> Error {
+    fn error(&self, failure: Failure) -> Error {
+        let (image, registry) = (self.image.clone(), self.host.clone());
         match failure {
-            Failure::Final(error) => error,
-            Failure::Busy(reason) => self.refused(reason),
-            Failure::Network(source) => {
-                Error::Unreachable { image: self.image.clone(), registry: self.host.clone(), source }
-            }
-        }
-    }
-
-    fn classify(&self, error: OciDistributionError) -> Failure {
-        use OciDistributionError as E;
-        let not_found = || Failure::Final(Error::NotFound { image: self.image.clone(), registry: self.host.clone() });
-        let unauthorized =
-            || Failure::Final(Error::Unauthorized { image: self.image.clone(), registry: self.host.clone() });
-        let by_status = |status: u16, message: String| match status {
-            401 | 403 => unauthorized(),
-            404 => not_found(),
-            416 => Failure::Final(self.refused("it has less content than the manifest says".to_owned())),
-            429 | 500..=599 => Failure::Busy(message),
-            _ => Failure::Final(self.refused(message)),
-        };
-        match error {
-            E::ImageManifestNotFoundError(_) => not_found(),
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => unauthorized(),
-            E::DigestError(DigestError::VerificationError { expected, actual }) => {
-                Failure::Final(Error::WrongDigest { image: self.image.clone(), expected, actual })
-            }
-            E::RegistryError { envelope, .. } => {
-                let message =
-                    envelope.errors.iter().map(|error| one_line(&error.message)).collect::<Vec<_>>().join("; ");
-                match envelope.errors.first().map(|error| &error.code) {
-                    Some(
-                        OciErrorCode::ManifestUnknown
-                        | OciErrorCode::NameUnknown
-                        | OciErrorCode::NotFound
-                        | OciErrorCode::BlobUnknown
-                        | OciErrorCode::ManifestBlobUnknown,
-                    ) => not_found(),
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => unauthorized(),
-                    Some(OciErrorCode::Toomanyrequests) => Failure::Busy(message),
-                    _ => Failure::Final(self.refused(message)),
-                }
-            }
-            E::ServerError { code, message, .. } => by_status(code, format!("status {code}: {}", one_line(&message))),
-            E::RequestError(error) => match error.status() {
-                Some(status) => by_status(status.as_u16(), format!("status {status}")),
-                None if error.is_builder() => Failure::Final(self.refused(error.to_string())),
-                None => Failure::Network(error.into()),
-            },
-            E::IoError(error) => Failure::Network(error.into()),
-            other => Failure::Final(self.refused(one_line(&other.to_string()))),
+            Failure::Network(source) => Error::Unreachable { image, registry, source },
+            Failure::Busy(reason) | Failure::Refused(reason) => Error::Registry { image, registry, reason },
+            Failure::NotFound => Error::NotFound { image, registry },
+            Failure::Unauthorized => Error::Unauthorized { image, registry },
+            Failure::WrongDigest { expected, actual } => Error::WrongDigest { image, expected, actual },
         }
     }
 
     fn refused(&self, reason: String) -> Error {
-        Error::Registry { image: self.image.clone(), registry: self.host.clone(), reason }
+        self.error(Failure::Refused(reason))
     }
 
     fn wrong_digest(&self, expected: &Digest, actual: &Digest) -> Error {
@@ -447,11 +382,6 @@ fn is_loopback(host: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// Registries answer with pages of HTML at times.
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
 }
 
 #[cfg(test)]

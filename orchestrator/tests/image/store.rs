@@ -360,7 +360,7 @@ async fn roots_are_mounted_written_kept_and_discarded() {
     images.mount(image.id, "web.1.x", &target).await.unwrap();
     images.mount(image.id, "web.1.x", &target).await.unwrap();
     let expected = Mounted { task: "web.1.x".to_owned(), target: target.clone() };
-    assert_eq!(images.mounted().await.unwrap(), [expected.clone()], "mounting twice mounts once");
+    assert_eq!(images.mounted().await.unwrap(), std::slice::from_ref(&expected), "mounting twice mounts once");
     assert_eq!(fs::read_to_string(target.join("content")).unwrap(), "one");
     let mode = |path: &str| std::os::unix::fs::MetadataExt::mode(&fs::metadata(target.join(path)).unwrap()) & 0o7777;
     assert_eq!((mode("bin/su"), mode("content"), mode("")), (0o4755, 0o600, 0o755));
