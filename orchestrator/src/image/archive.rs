@@ -16,7 +16,9 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::digest::Digest;
-use super::manifest::{Descriptor, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, RootFs, RunConfig};
+use super::manifest::{
+    Descriptor, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, RootFs, RunConfig,
+};
 use super::platform::Platform;
 use super::reference::Reference;
 
@@ -101,7 +103,10 @@ impl Builder {
             os: self.platform.os.clone(),
             variant: self.platform.variant.clone(),
             config: self.config.clone(),
-            rootfs: RootFs { kind: "layers".to_owned(), diff_ids: self.layers.iter().map(|layer| layer.digest).collect() },
+            rootfs: RootFs {
+                kind: "layers".to_owned(),
+                diff_ids: self.layers.iter().map(|layer| layer.digest).collect(),
+            },
             history: Vec::new(),
         })?;
         let layer = |layer: &Layer| descriptor(OCI_LAYER, layer.digest, layer.size);
@@ -144,7 +149,10 @@ impl Builder {
 
     /// One entry per name, as `docker save` and containerd write them.
     fn index(&self, manifest: &[u8]) -> Index {
-        let unnamed = Descriptor { platform: Some(self.platform.clone()), ..descriptor(OCI_MANIFEST, Digest::of(manifest), manifest.len() as u64) };
+        let unnamed = Descriptor {
+            platform: Some(self.platform.clone()),
+            ..descriptor(OCI_MANIFEST, Digest::of(manifest), manifest.len() as u64)
+        };
         let mut manifests: Vec<Descriptor> = Vec::new();
         for name in &self.names {
             let mut annotations = BTreeMap::from([("io.containerd.image.name".to_owned(), name.to_string())]);
@@ -212,7 +220,12 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header
 }
 
-fn append(tar: &mut tar::Builder<impl Write>, mut header: tar::Header, path: &[u8], content: impl Read) -> io::Result<()> {
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    mut header: tar::Header,
+    path: &[u8],
+    content: impl Read,
+) -> io::Result<()> {
     tar.append_data(&mut header, Path::new(OsStr::from_bytes(path)), content)
 }
 
@@ -221,8 +234,15 @@ fn document(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) -> i
 }
 
 /// Appends what `root/relative` holds, sorted by name. `links` remembers where a file with several names was first seen.
-fn append_directory(tar: &mut tar::Builder<impl Write>, root: &Path, relative: &Path, links: &mut BTreeMap<(u64, u64), PathBuf>) -> io::Result<()> {
-    let mut names: Vec<_> = fs::read_dir(root.join(relative))?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+fn append_directory(
+    tar: &mut tar::Builder<impl Write>,
+    root: &Path,
+    relative: &Path,
+    links: &mut BTreeMap<(u64, u64), PathBuf>,
+) -> io::Result<()> {
+    let mut names: Vec<_> = fs::read_dir(root.join(relative))?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
     names.sort();
     for name in names {
         let relative = relative.join(name);
@@ -243,7 +263,8 @@ fn append_directory(tar: &mut tar::Builder<impl Write>, root: &Path, relative: &
             tar.append_link(&mut header, &relative, fs::read_link(&path)?)?;
             continue;
         }
-        let first = (metadata.nlink() > 1 && kind.is_file()).then(|| links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| relative.clone()).clone());
+        let first = (metadata.nlink() > 1 && kind.is_file())
+            .then(|| links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| relative.clone()).clone());
         if let Some(first) = first.filter(|first| *first != relative) {
             let mut header = with(tar::EntryType::Link, 0);
             tar.append_link(&mut header, &relative, &first)?;
@@ -271,10 +292,13 @@ fn append_directory(tar: &mut tar::Builder<impl Write>, root: &Path, relative: &
 /// The attributes worth keeping, as PAX records.
 fn attributes(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = Vec::new();
-    let length = rustix::fs::llistxattr(path, rustix::buffer::spare_capacity({
-        names.reserve(64 << 10);
-        &mut names
-    }));
+    let length = rustix::fs::llistxattr(
+        path,
+        rustix::buffer::spare_capacity({
+            names.reserve(64 << 10);
+            &mut names
+        }),
+    );
     match length {
         Ok(_) => {}
         Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),

@@ -59,7 +59,9 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        text.strip_prefix("sha256:").and_then(Self::from_hex).ok_or_else(|| InvalidDigest(text.chars().take(80).collect()))
+        text.strip_prefix("sha256:")
+            .and_then(Self::from_hex)
+            .ok_or_else(|| InvalidDigest(text.chars().take(80).collect()))
     }
 }
 
@@ -97,7 +99,16 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(empty.parse::<Digest>().unwrap(), Digest::of(b""));
-        for bad in ["", "sha256:", "sha512:e3b0", "e3b0c44298fc", &empty.to_uppercase(), &empty[..70], &format!("{empty}0"), "sha256:../../../../etc/passwd"] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:e3b0",
+            "e3b0c44298fc",
+            &empty.to_uppercase(),
+            &empty[..70],
+            &format!("{empty}0"),
+            "sha256:../../../../etc/passwd",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

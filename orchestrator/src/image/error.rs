@@ -50,7 +50,9 @@ pub enum Error {
         registry: String,
     },
     /// No connection, or none that lasted; a later attempt may succeed.
-    #[error("registry {registry} is unreachable while getting image {image}: check that it runs and that this node's network and DNS reach it")]
+    #[error(
+        "registry {registry} is unreachable while getting image {image}: check that it runs and that this node's network and DNS reach it"
+    )]
     Unreachable {
         /// The image.
         image: String,
@@ -71,7 +73,9 @@ pub enum Error {
         reason: String,
     },
     /// Content that is not what its digest says.
-    #[error("content of image {image} has the wrong digest: expected {expected}, got {actual}; it was damaged or tampered with and is not used")]
+    #[error(
+        "content of image {image} has the wrong digest: expected {expected}, got {actual}; it was damaged or tampered with and is not used"
+    )]
     WrongDigest {
         /// The image, or the archive.
         image: String,
@@ -116,7 +120,7 @@ pub enum Error {
         layer: Digest,
         /// Why.
         #[source]
-        source: UnpackError,
+        source: Box<UnpackError>,
     },
     /// The file system of the image store is full.
     #[error("no space left for images in {path}: `edgectl image prune --all` removes unused ones")]
@@ -141,7 +145,9 @@ pub enum Error {
         names: String,
     },
     /// Content that pushing needs was not kept.
-    #[error("image {image} cannot be pushed: this node has layer {layer} unpacked only; pull the image again after removing it")]
+    #[error(
+        "image {image} cannot be pushed: this node has layer {layer} unpacked only; pull the image again after removing it"
+    )]
     Incomplete {
         /// The image.
         image: String,
@@ -179,13 +185,15 @@ impl Error {
     /// The failure of one layer; a full disk gets its own variant.
     pub(crate) fn layer(image: &str, layer: Digest, store: &Path, source: UnpackError) -> Self {
         match source {
-            UnpackError::Io { source, .. } if is_no_space(&source) => Self::NoSpace { path: store.display().to_string() },
-            source => Self::Layer { image: image.to_owned(), layer, source },
+            UnpackError::Io { source, .. } if is_no_space(&source) => {
+                Self::NoSpace { path: store.display().to_string() }
+            }
+            source => Self::Layer { image: image.to_owned(), layer, source: Box::new(source) },
         }
     }
 }
 
 fn is_no_space(error: &io::Error) -> bool {
     // EDQUOT: a quota is as full as a disk.
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

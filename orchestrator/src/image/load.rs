@@ -17,7 +17,9 @@ use tempfile::TempPath;
 use super::compression::{CutOff, Plain};
 use super::digest::Digest;
 use super::error::Error;
-use super::manifest::{Descriptor, DOCUMENT_MAX, Document, ImageConfig, Index, LAYERS_MAX, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use super::manifest::{
+    DOCUMENT_MAX, Descriptor, Document, ImageConfig, Index, LAYERS_MAX, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST,
+};
 use super::platform::Platform;
 use super::progress::{Event, Phase, Progress};
 use super::pull::no_match;
@@ -51,11 +53,20 @@ struct Spool {
 }
 
 enum Member {
-    File { content: TempPath, digest: Digest, size: u64, start: [u8; 4] },
+    File {
+        content: TempPath,
+        digest: Digest,
+        size: u64,
+        start: [u8; 4],
+    },
     /// Older `docker save` links a repeated layer instead of repeating it.
     Link(String),
     /// Moved into the store already.
-    Adopted { digest: Digest, size: u64, start: [u8; 4] },
+    Adopted {
+        digest: Digest,
+        size: u64,
+        start: [u8; 4],
+    },
 }
 
 /// `manifest.json` of `docker save`.
@@ -70,7 +81,13 @@ struct DockerEntry {
 }
 
 /// Loads every image of an archive. Either all are committed or none.
-pub(crate) fn load(store: &Arc<Store>, platform: &Platform, reader: impl Read, progress: &Progress, cancel: &AtomicBool) -> Result<Vec<Loaded>, Error> {
+pub(crate) fn load(
+    store: &Arc<Store>,
+    platform: &Platform,
+    reader: impl Read,
+    progress: &Progress,
+    cancel: &AtomicBool,
+) -> Result<Vec<Loaded>, Error> {
     let mut spool = Spool::read(store, reader, cancel)?;
     let docker: Vec<DockerEntry> = match spool.document("manifest.json")? {
         Some(content) => parse_json("manifest.json", &content)?,
@@ -92,7 +109,9 @@ pub(crate) fn load(store: &Arc<Store>, platform: &Platform, reader: impl Read, p
         lease.add(image.config.rootfs.diff_ids.iter().copied());
         spool.store_image(store, image, progress, cancel)?;
     }
-    let commit = |image: Found| Ok(Loaded { image: store.commit(image.digest, image.names.clone(), BTreeSet::new())?, names: image.names });
+    let commit = |image: Found| {
+        Ok(Loaded { image: store.commit(image.digest, image.names.clone(), BTreeSet::new())?, names: image.names })
+    };
     found.into_iter().map(commit).collect()
 }
 
@@ -158,14 +177,18 @@ impl Spool {
 
     fn facts(&self, name: &str) -> Option<(Digest, u64, [u8; 4])> {
         match self.members.get(self.target(name)?)? {
-            Member::File { digest, size, start, .. } | Member::Adopted { digest, size, start } => Some((*digest, *size, *start)),
+            Member::File { digest, size, start, .. } | Member::Adopted { digest, size, start } => {
+                Some((*digest, *size, *start))
+            }
             Member::Link(_) => None,
         }
     }
 
     /// A small member's content.
     fn document(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        let Some(Member::File { content, size, .. }) = self.target(name).and_then(|name| self.members.get(name)) else { return Ok(None) };
+        let Some(Member::File { content, size, .. }) = self.target(name).and_then(|name| self.members.get(name)) else {
+            return Ok(None);
+        };
         if *size > DOCUMENT_MAX as u64 {
             return Err(invalid(&format!("{name} has {size} bytes, at most {DOCUMENT_MAX} are accepted")));
         }
@@ -194,12 +217,19 @@ impl Spool {
             let manifests = if several_platforms {
                 vec![self.choose(name.as_ref(), &entries, platform)?]
             } else {
-                entries.iter().map(|entry| self.descend(name.as_ref(), entry, platform)).collect::<Result<Vec<_>, _>>()?
+                entries
+                    .iter()
+                    .map(|entry| self.descend(name.as_ref(), entry, platform))
+                    .collect::<Result<Vec<_>, _>>()?
             };
             for (digest, manifest) in manifests {
-                let content = self.blob(manifest.config.digest)?.ok_or_else(|| missing("configuration", manifest.config.digest))?;
-                let config = ImageConfig::parse(&content, &manifest).map_err(document_error(name.as_ref(), "its configuration"))?;
-                let image = found.entry(digest).or_insert_with(|| Found { names: BTreeSet::new(), digest, manifest, config });
+                let content = self
+                    .blob(manifest.config.digest)?
+                    .ok_or_else(|| missing("configuration", manifest.config.digest))?;
+                let config = ImageConfig::parse(&content, &manifest)
+                    .map_err(document_error(name.as_ref(), "its configuration"))?;
+                let image =
+                    found.entry(digest).or_insert_with(|| Found { names: BTreeSet::new(), digest, manifest, config });
                 image.names.extend(name.clone());
             }
         }
@@ -214,19 +244,35 @@ impl Spool {
     }
 
     /// The best entry whose manifest the archive really has: `docker save` keeps whole indexes but one platform's content.
-    fn choose(&self, name: Option<&Reference>, entries: &[&Descriptor], platform: &Platform) -> Result<(Digest, Manifest), Error> {
-        let present: Vec<&Descriptor> = entries.iter().copied().filter(|entry| self.has(entry.digest) && entry.platform.is_some()).collect();
+    fn choose(
+        &self,
+        name: Option<&Reference>,
+        entries: &[&Descriptor],
+        platform: &Platform,
+    ) -> Result<(Digest, Manifest), Error> {
+        let present: Vec<&Descriptor> =
+            entries.iter().copied().filter(|entry| self.has(entry.digest) && entry.platform.is_some()).collect();
         let offered = || present.iter().filter_map(|entry| entry.platform.as_ref());
         let Some(position) = platform.choose(offered()) else {
             let known = offered().filter(|platform| platform.os != "unknown");
-            return Err(no_match(&name.map_or_else(|| "in the archive".to_owned(), Reference::familiar), platform, known));
+            return Err(no_match(
+                &name.map_or_else(|| "in the archive".to_owned(), Reference::familiar),
+                platform,
+                known,
+            ));
         };
-        let content = self.blob(present[position].digest)?.ok_or_else(|| missing("manifest", present[position].digest))?;
+        let content =
+            self.blob(present[position].digest)?.ok_or_else(|| missing("manifest", present[position].digest))?;
         let manifest = Manifest::parse(&content).map_err(document_error(name, "its manifest"))?;
         Ok((present[position].digest, manifest))
     }
 
-    fn descend(&self, name: Option<&Reference>, entry: &Descriptor, platform: &Platform) -> Result<(Digest, Manifest), Error> {
+    fn descend(
+        &self,
+        name: Option<&Reference>,
+        entry: &Descriptor,
+        platform: &Platform,
+    ) -> Result<(Digest, Manifest), Error> {
         let content = self.blob(entry.digest)?.ok_or_else(|| missing("manifest", entry.digest))?;
         match Document::parse(&content).map_err(document_error(name, "its manifest"))? {
             Document::Manifest(manifest) => Ok((entry.digest, manifest)),
@@ -237,29 +283,51 @@ impl Spool {
     /// An image of `docker save` without an OCI layout: it has no manifest, so one is made.
     fn docker(&self, store: &Store, entry: &DockerEntry) -> Result<Found, Error> {
         let names = tags(entry)?;
-        let (config_digest, config_size, _) =
-            self.facts(&entry.config).ok_or_else(|| invalid(&format!("manifest.json names {:?}, which it does not have", entry.config)))?;
+        let (config_digest, config_size, _) = self
+            .facts(&entry.config)
+            .ok_or_else(|| invalid(&format!("manifest.json names {:?}, which it does not have", entry.config)))?;
         let content = self.document(&entry.config)?.ok_or_else(|| missing("configuration", config_digest))?;
         let mut layers = Vec::new();
         for layer in entry.layers.iter().flatten().take(LAYERS_MAX + 1) {
-            let (digest, size, start) = self.facts(layer).ok_or_else(|| invalid(&format!("manifest.json names {layer:?}, which it does not have")))?;
+            let (digest, size, start) = self
+                .facts(layer)
+                .ok_or_else(|| invalid(&format!("manifest.json names {layer:?}, which it does not have")))?;
             let suffix = match start {
                 [0x1f, 0x8b, ..] => "+gzip",
                 [0x28, 0xb5, 0x2f, 0xfd] => "+zstd",
                 _ => "",
             };
-            layers.push(Descriptor { media_type: format!("{OCI_LAYER}{suffix}"), digest, size, platform: None, annotations: BTreeMap::new() });
+            layers.push(Descriptor {
+                media_type: format!("{OCI_LAYER}{suffix}"),
+                digest,
+                size,
+                platform: None,
+                annotations: BTreeMap::new(),
+            });
         }
-        let config = Descriptor { media_type: OCI_CONFIG.to_owned(), digest: config_digest, size: config_size, platform: None, annotations: BTreeMap::new() };
+        let config = Descriptor {
+            media_type: OCI_CONFIG.to_owned(),
+            digest: config_digest,
+            size: config_size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        };
         let manifest = Manifest { schema_version: 2, media_type: OCI_MANIFEST.to_owned(), config, layers };
         let bytes = serde_json::to_vec(&manifest).map_err(|_| invalid("its manifest cannot be written"))?;
         let manifest = Manifest::parse(&bytes).map_err(document_error(names.first(), "its manifest"))?;
-        let config = ImageConfig::parse(&content, &manifest).map_err(document_error(names.first(), "its configuration"))?;
-        Ok(Found { names, digest: store.put_blob(&bytes)?, manifest, config })
+        let config =
+            ImageConfig::parse(&content, &manifest).map_err(document_error(names.first(), "its configuration"))?;
+        Ok(Found { names, digest: store.content.put_blob(&bytes)?, manifest, config })
     }
 
     /// Moves an image's content into the store and unpacks its layers.
-    fn store_image(&mut self, store: &Arc<Store>, image: &Found, progress: &Progress, cancel: &AtomicBool) -> Result<(), Error> {
+    fn store_image(
+        &mut self,
+        store: &Arc<Store>,
+        image: &Found,
+        progress: &Progress,
+        cancel: &AtomicBool,
+    ) -> Result<(), Error> {
         for digest in [image.manifest.config.digest, image.digest] {
             self.adopt(store, digest)?;
         }
@@ -267,32 +335,34 @@ impl Spool {
             let Descriptor { digest: layer, size: total, .. } = *descriptor;
             let tell = |phase| progress(Event { layer, phase, current: total, total });
             self.adopt(store, layer)?;
-            if store.has_layer(diff_id) {
+            if store.content.has_layer(diff_id) {
                 tell(Phase::Exists);
                 continue;
             }
-            if !store.has_blob(descriptor) {
+            if !store.content.has_blob(descriptor) {
                 return Err(missing("layer", layer));
             }
             tell(Phase::Unpacking);
-            store.unpack(&image.shown(), layer, diff_id, cancel)?;
+            store.content.unpack(&image.shown(), layer, diff_id, cancel)?;
             tell(Phase::Done);
         }
         Ok(())
     }
 
     fn adopt(&mut self, store: &Store, wanted: Digest) -> Result<(), Error> {
-        let Some(member) = self.by_digest.get(&wanted).and_then(|name| self.members.get_mut(name)) else { return Ok(()) };
+        let Some(member) = self.by_digest.get(&wanted).and_then(|name| self.members.get_mut(name)) else {
+            return Ok(());
+        };
         let Member::File { digest, size, start, .. } = *member else { return Ok(()) };
         match std::mem::replace(member, Member::Adopted { digest, size, start }) {
-            Member::File { content, .. } => store.adopt(content, wanted),
+            Member::File { content, .. } => store.content.adopt(content, wanted),
             _ => Ok(()),
         }
     }
 }
 
 fn spool_file(store: &Store, content: &mut impl Read) -> Result<Member, Error> {
-    let mut file = store.temporary_file()?;
+    let mut file = store.content.temporary_file()?;
     let mut hasher = <sha2::Sha256 as sha2::Digest>::new();
     let (mut size, mut start) = (0u64, [0; 4]);
     let mut buffer = vec![0; 64 << 10];
@@ -306,7 +376,7 @@ fn spool_file(store: &Store, content: &mut impl Read) -> Result<Member, Error> {
             start[..known].copy_from_slice(&buffer[..known]);
         }
         sha2::Digest::update(&mut hasher, &buffer[..count]);
-        file.write_all(&buffer[..count]).map_err(Error::io("write", store.root()))?;
+        file.write_all(&buffer[..count]).map_err(Error::io("write", store.content.root()))?;
         size += count as u64;
     }
     Ok(Member::File { content: file.into_temp_path(), digest: Digest::from_hasher(hasher), size, start })
@@ -346,7 +416,10 @@ fn parse_json<T: for<'de> Deserialize<'de>>(name: &str, content: &[u8]) -> Resul
     serde_json::from_slice(content).map_err(|error| invalid(&format!("{name} is malformed: {error}")))
 }
 
-fn document_error(name: Option<&Reference>, what: &'static str) -> impl FnOnce(super::manifest::InvalidDocument) -> Error {
+fn document_error(
+    name: Option<&Reference>,
+    what: &'static str,
+) -> impl FnOnce(super::manifest::InvalidDocument) -> Error {
     let image = name.map_or_else(|| "in the archive".to_owned(), Reference::familiar);
     move |source| Error::InvalidDocument { image, what, source }
 }

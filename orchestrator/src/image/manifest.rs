@@ -310,7 +310,10 @@ impl ImageConfig {
     pub fn parse(bytes: &[u8], manifest: &Manifest) -> Result<Self, InvalidDocument> {
         let config = Self::parse_alone(bytes)?;
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
-            return Err(InvalidDocument::LayerCount { manifest: manifest.layers.len(), config: config.rootfs.diff_ids.len() });
+            return Err(InvalidDocument::LayerCount {
+                manifest: manifest.layers.len(),
+                config: config.rootfs.diff_ids.len(),
+            });
         }
         Ok(config)
     }
@@ -390,7 +393,10 @@ mod tests {
     fn documents_that_are_not_images_are_refused() {
         let descriptor = |media_type: &str, size: u64| serde_json::json!({"mediaType": media_type, "digest": Digest::of(b"x"), "size": size});
         let manifest = |layers: Vec<serde_json::Value>| {
-            serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "config": descriptor(OCI_CONFIG, 2), "layers": layers})).unwrap()
+            serde_json::to_vec(
+                &serde_json::json!({"schemaVersion": 2, "config": descriptor(OCI_CONFIG, 2), "layers": layers}),
+            )
+            .unwrap()
         };
         assert!(matches!(Document::parse(&manifest(vec![descriptor(OCI_LAYER, 1)])), Ok(Document::Manifest(_))));
         let refused: [(Vec<u8>, &str); 9] = [
@@ -401,7 +407,10 @@ mod tests {
             (manifest(vec![descriptor("application/vnd.cncf.helm.chart.content.v1.tar+gzip", 1)]), "helm"),
             (manifest(vec![descriptor(OCI_LAYER, LAYER_BLOB_MAX + 1)]), "a layer of"),
             (manifest(vec![descriptor(OCI_LAYER, 1); 500]), "500 layers"),
-            (br#"{"schemaVersion":2,"config":{"digest":"sha256:../x","size":1},"layers":[]}"#.to_vec(), "malformed JSON"),
+            (
+                br#"{"schemaVersion":2,"config":{"digest":"sha256:../x","size":1},"layers":[]}"#.to_vec(),
+                "malformed JSON",
+            ),
             (br#"{"schemaVersion":2,"layers":[]}"#.to_vec(), "malformed JSON"),
         ];
         for (bytes, expected) in refused {

@@ -16,10 +16,9 @@
 
 pub mod archive;
 mod compression;
+mod content;
 mod digest;
 mod error;
-#[cfg(test)]
-mod hostile_layers;
 mod load;
 pub mod manifest;
 mod platform;
@@ -36,7 +35,6 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use digest::{Digest, InvalidDigest};
 pub use error::Error;
@@ -50,7 +48,7 @@ pub use rootfs::Mounted;
 pub use store::{Image, Removed, Usage};
 pub use unpack::UnpackError;
 
-use pull::Turns;
+use pull::{CancelOnDrop, Turns};
 use registry::{Repository, blocking};
 use store::Store;
 
@@ -69,7 +67,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { insecure_registries: Vec::new(), mirrors: BTreeMap::new(), platform: Platform::host(), device_nodes: false }
+        Self {
+            insecure_registries: Vec::new(),
+            mirrors: BTreeMap::new(),
+            platform: Platform::host(),
+            device_nodes: false,
+        }
     }
 }
 
@@ -148,7 +151,8 @@ impl Images {
     /// # Errors
     /// As for [`Images::pull`].
     pub async fn resolve(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<Resolved, Error> {
-        let repository = Repository::new(reference, reference.registry(), credentials, &self.0.config.insecure_registries)?;
+        let repository =
+            Repository::new(reference, reference.registry(), credentials, &self.0.config.insecure_registries)?;
         pull::resolve(&self.0.store, &self.0.turns, &repository, reference).await
     }
 
@@ -157,18 +161,25 @@ impl Images {
         &'a self,
         reference: &'a Reference,
         credentials: Option<&'a Credentials>,
-    ) -> Vec<(&'a str, Option<&'a Credentials>)> {
+    ) -> impl Iterator<Item = (&'a str, Option<&'a Credentials>)> {
         let mirrors = self.0.config.mirrors.get(reference.registry()).into_iter().flatten();
-        mirrors.map(|mirror| (mirror.as_str(), None)).chain([(reference.registry(), credentials)]).collect()
+        mirrors.map(|mirror| (mirror.as_str(), None)).chain([(reference.registry(), credentials)])
     }
 
     /// Sends an image to the registry its name says. The image must have that name here, see [`Images::tag`].
     ///
     /// # Errors
     /// [`Error::NoSuchImage`], [`Error::Incomplete`], and the registry kinds.
-    pub async fn push(&self, reference: &Reference, credentials: Option<&Credentials>, progress: &Progress) -> Result<Image, Error> {
-        let image = self.0.store.get_reference(reference).ok_or_else(|| Error::NoSuchImage { name: reference.familiar() })?;
-        let repository = Repository::new(reference, reference.registry(), credentials, &self.0.config.insecure_registries)?;
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<Image, Error> {
+        let image =
+            self.0.store.get_reference(reference).ok_or_else(|| Error::NoSuchImage { name: reference.familiar() })?;
+        let repository =
+            Repository::new(reference, reference.registry(), credentials, &self.0.config.insecure_registries)?;
         pull::push(&self.0.store, &repository, reference, &image, progress).await?;
         Ok(image)
     }
@@ -178,13 +189,7 @@ impl Images {
     /// # Errors
     /// [`Error::InvalidArchive`] and the content kinds.
     pub async fn load(&self, reader: impl Read + Send + 'static, progress: &Progress) -> Result<Vec<Loaded>, Error> {
-        struct CancelOnDrop(Arc<AtomicBool>);
-        impl Drop for CancelOnDrop {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let cancel = CancelOnDrop(Arc::default());
+        let cancel = CancelOnDrop::default();
         let flag = Arc::clone(&cancel.0);
         let (inner, progress) = (Arc::clone(&self.0), Arc::clone(progress));
         blocking(move || load::load(&inner.store, &inner.config.platform, reader, &progress, &flag)).await
@@ -291,5 +296,20 @@ impl Images {
     pub async fn tasks(&self) -> Result<Vec<String>, Error> {
         let store = Arc::clone(&self.0.store);
         blocking(move || rootfs::tasks(&store)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The API runs each request on a task of its own.
+    #[test]
+    fn long_operations_can_be_spawned() {
+        fn spawnable<F: Future + Send>(_: impl FnOnce(&'static Images, &'static Reference, &'static Progress) -> F) {}
+        spawnable(|images, reference, progress| images.pull(reference, None, None, Policy::Always, progress));
+        spawnable(|images, reference, progress| images.push(reference, None, progress));
+        spawnable(|images, reference, _| images.resolve(reference, None));
+        spawnable(|images, _, progress| images.load(std::io::empty(), progress));
     }
 }

@@ -78,11 +78,16 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
         let parts: Vec<&str> = text.split('/').collect();
-        let valid = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let valid =
+            |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(valid) {
             return Err(InvalidPlatform(text.to_owned()));
         }
-        Ok(Self { os: parts[0].to_owned(), architecture: parts[1].to_owned(), variant: parts.get(2).map(|&v| v.to_owned()) })
+        Ok(Self {
+            os: parts[0].to_owned(),
+            architecture: parts[1].to_owned(),
+            variant: parts.get(2).map(|&v| v.to_owned()),
+        })
     }
 }
 
@@ -92,11 +97,18 @@ mod tests {
 
     #[test]
     fn the_newest_variant_a_node_can_run_is_chosen() {
-        let offered: Vec<Platform> =
-            ["linux/amd64", "linux/arm/v5", "linux/arm/v7", "linux/arm64/v8", "linux/arm64/v9", "windows/amd64", "unknown/unknown"]
-                .iter()
-                .map(|text| text.parse().unwrap())
-                .collect();
+        let offered: Vec<Platform> = [
+            "linux/amd64",
+            "linux/arm/v5",
+            "linux/arm/v7",
+            "linux/arm64/v8",
+            "linux/arm64/v9",
+            "windows/amd64",
+            "unknown/unknown",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
         for (own, expected) in [
             ("linux/amd64", Some(0)),
             ("linux/arm/v7", Some(2)),

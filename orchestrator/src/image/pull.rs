@@ -60,8 +60,9 @@ impl Turns {
     }
 }
 
-/// Tells blocking work that nobody waits for it any more.
-struct CancelOnDrop(Arc<AtomicBool>);
+/// Tells blocking work, which cannot be dropped, that nobody waits for it any more.
+#[derive(Default)]
+pub(crate) struct CancelOnDrop(pub(crate) Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -90,7 +91,11 @@ pub(crate) async fn pull(
                 Document::Manifest(manifest) => (content, manifest, chosen),
                 Document::Index(_) => {
                     let reason = "its index leads to another index instead of a manifest".to_owned();
-                    return Err(Error::Registry { image: reference.familiar(), registry: reference.registry().to_owned(), reason });
+                    return Err(Error::Registry {
+                        image: reference.familiar(),
+                        registry: reference.registry().to_owned(),
+                        reason,
+                    });
                 }
             }
         }
@@ -98,7 +103,7 @@ pub(crate) async fn pull(
     lease.add([manifest_digest]);
     {
         let store = Arc::clone(store);
-        blocking(move || store.put_blob(&content)).await?;
+        blocking(move || store.content.put_blob(&content)).await?;
     }
     let config = fetch_config(store, turns, repository, reference, &manifest, &mut lease).await?;
     check_platform(reference, &config, platform)?;
@@ -128,14 +133,17 @@ async fn fetch_config(
     lease.add([descriptor.digest]);
     {
         let _turn = turns.take(descriptor.digest).await;
-        if !store.has_blob(descriptor) {
+        if !store.content.has_blob(descriptor) {
             repository.fetch(store, descriptor, &super::progress::silent()).await?;
         }
     }
     let (store, digest) = (Arc::clone(store), descriptor.digest);
-    let content = blocking(move || store.read_blob(digest)).await?;
-    ImageConfig::parse(&content, manifest)
-        .map_err(|source| Error::InvalidDocument { image: reference.familiar(), what: "its configuration", source })
+    let content = blocking(move || store.content.read_blob(digest)).await?;
+    ImageConfig::parse(&content, manifest).map_err(|source| Error::InvalidDocument {
+        image: reference.familiar(),
+        what: "its configuration",
+        source,
+    })
 }
 
 #[expect(clippy::too_many_arguments, reason = "one step of one function, kept apart for reading")]
@@ -153,22 +161,19 @@ async fn fetch_layers(
     let layers: BTreeMap<Digest, &Descriptor> = config.rootfs.diff_ids.iter().copied().zip(&manifest.layers).collect();
     lease.add(layers.keys().copied());
     lease.add(layers.values().map(|descriptor| descriptor.digest));
-    let cancel = CancelOnDrop(Arc::default());
-    // Collected first: a closure that is held across an await would tie the future's Send to one lifetime (rust-lang/rust#64552).
-    let fetches = layers.into_iter().map(|(diff_id, descriptor)| {
-        let fetch = Fetch {
-            store: Arc::clone(store),
-            turns: Arc::clone(turns),
-            repository: repository.clone(),
-            image: reference.familiar(),
-            descriptor: descriptor.clone(),
-            diff_id,
-            progress: Arc::clone(progress),
-            cancel: Arc::clone(&cancel.0),
-        };
-        fetch.run()
-    }).collect::<Vec<_>>();
-    stream::iter(fetches).buffer_unordered(PARALLEL_LAYERS).try_collect().await
+    let cancel = CancelOnDrop::default();
+    let fetch = |(diff_id, descriptor): (Digest, &Descriptor)| Fetch {
+        store: Arc::clone(store),
+        turns: Arc::clone(turns),
+        repository: repository.clone(),
+        image: reference.familiar(),
+        descriptor: descriptor.clone(),
+        diff_id,
+        progress: Arc::clone(progress),
+        cancel: Arc::clone(&cancel.0),
+    };
+    let fetches: Vec<Fetch> = layers.into_iter().map(fetch).collect();
+    stream::iter(fetches).map(Fetch::run).buffer_unordered(PARALLEL_LAYERS).try_collect().await
 }
 
 /// One layer on its way.
@@ -188,24 +193,30 @@ impl Fetch {
         let Descriptor { digest: layer, size: total, .. } = self.descriptor;
         let tell = |phase, current| (self.progress)(Event { layer, phase, current, total });
         let _turn = self.turns.take(self.diff_id).await;
-        if self.store.has_layer(self.diff_id) {
+        if self.store.content.has_layer(self.diff_id) {
             tell(Phase::Exists, total);
             return Ok(());
         }
-        if !self.store.has_blob(&self.descriptor) {
+        if !self.store.content.has_blob(&self.descriptor) {
             tell(Phase::Downloading, 0);
             self.repository.fetch(&self.store, &self.descriptor, &self.progress).await?;
         }
         tell(Phase::Unpacking, total);
-        let (store, image, diff_id, cancel) = (Arc::clone(&self.store), self.image.clone(), self.diff_id, Arc::clone(&self.cancel));
-        blocking(move || store.unpack(&image, layer, diff_id, &cancel)).await?;
+        let (store, image, diff_id, cancel) =
+            (Arc::clone(&self.store), self.image.clone(), self.diff_id, Arc::clone(&self.cancel));
+        blocking(move || store.content.unpack(&image, layer, diff_id, &cancel)).await?;
         tell(Phase::Done, total);
         Ok(())
     }
 }
 
 /// Asks the registry what a reference stands for, without pulling it.
-pub(crate) async fn resolve(store: &Arc<Store>, turns: &Arc<Turns>, repository: &Repository, reference: &Reference) -> Result<Resolved, Error> {
+pub(crate) async fn resolve(
+    store: &Arc<Store>,
+    turns: &Arc<Turns>,
+    repository: &Repository,
+    reference: &Reference,
+) -> Result<Resolved, Error> {
     repository.authenticate(RegistryOperation::Pull).await?;
     let (content, digest) = repository.manifest(reference.tag(), reference.digest()).await?;
     let size = content.len() as u64;
@@ -223,8 +234,14 @@ pub(crate) async fn resolve(store: &Arc<Store>, turns: &Arc<Turns>, repository: 
 }
 
 /// Sends an image to a repository under the reference's tag.
-pub(crate) async fn push(store: &Arc<Store>, repository: &Repository, reference: &Reference, image: &Image, progress: &Progress) -> Result<(), Error> {
-    if let Some(layer) = image.manifest.layers.iter().find(|layer| !store.has_blob(layer)) {
+pub(crate) async fn push(
+    store: &Arc<Store>,
+    repository: &Repository,
+    reference: &Reference,
+    image: &Image,
+    progress: &Progress,
+) -> Result<(), Error> {
+    if let Some(layer) = image.manifest.layers.iter().find(|layer| !store.content.has_blob(layer)) {
         return Err(Error::Incomplete { image: reference.familiar(), layer: layer.digest });
     }
     let mut lease = store.lease();
@@ -246,13 +263,19 @@ pub(crate) async fn push(store: &Arc<Store>, repository: &Repository, reference:
     }
     let content = {
         let (store, digest) = (Arc::clone(store), image.manifest_digest);
-        blocking(move || store.read_blob(digest)).await?
+        blocking(move || store.content.read_blob(digest)).await?
     };
-    repository.send_manifest(reference.tag().unwrap_or(super::reference::DEFAULT_TAG), &image.manifest.media_type, content).await
+    repository
+        .send_manifest(reference.tag().unwrap_or(super::reference::DEFAULT_TAG), &image.manifest.media_type, content)
+        .await
 }
 
 fn parse(reference: &Reference, content: &[u8]) -> Result<Document, Error> {
-    Document::parse(content).map_err(|source| Error::InvalidDocument { image: reference.familiar(), what: "its manifest", source })
+    Document::parse(content).map_err(|source| Error::InvalidDocument {
+        image: reference.familiar(),
+        what: "its manifest",
+        source,
+    })
 }
 
 /// The platforms of an index. Builders add attestations as entries for `unknown/unknown`.
@@ -277,6 +300,7 @@ pub(crate) fn check_platform(reference: &Reference, config: &ImageConfig, platfo
 
 pub(crate) fn no_match<'a>(image: &str, wanted: &Platform, available: impl IntoIterator<Item = &'a Platform>) -> Error {
     let available: BTreeSet<String> = available.into_iter().map(Platform::to_string).collect();
-    let available = if available.is_empty() { "none".to_owned() } else { available.into_iter().collect::<Vec<_>>().join(", ") };
+    let available =
+        if available.is_empty() { "none".to_owned() } else { available.into_iter().collect::<Vec<_>>().join(", ") };
     Error::NoMatchingPlatform { image: image.to_owned(), wanted: wanted.to_string(), available }
 }

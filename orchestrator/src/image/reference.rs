@@ -174,7 +174,9 @@ impl FromStr for Reference {
         }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
-                let parsed = digest.parse().map_err(|_| InvalidReference::Digest { text: owned(), digest: digest.to_owned() })?;
+                let parsed = digest
+                    .parse()
+                    .map_err(|_| InvalidReference::Digest { text: owned(), digest: digest.to_owned() })?;
                 (rest, Some(parsed))
             }
             None => (text, None),
@@ -200,8 +202,11 @@ impl FromStr for Reference {
             return Err(InvalidReference::LooksLikeId { text: owned() });
         }
         let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
-        let repository =
-            if registry == DEFAULT_REGISTRY && !path.contains('/') { format!("{OFFICIAL_NAMESPACE}/{path}") } else { path.to_owned() };
+        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+            format!("{OFFICIAL_NAMESPACE}/{path}")
+        } else {
+            path.to_owned()
+        };
         let length = registry.len() + 1 + repository.len();
         if length > NAME_MAX {
             return Err(InvalidReference::TooLong { length });
@@ -219,7 +224,9 @@ impl FromStr for Reference {
 /// `localhost`, or has an upper-case letter.
 fn split_registry(text: &str) -> (&str, &str) {
     match text.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()) => {
+        Some((first, rest))
+            if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+        {
             (first, rest)
         }
         _ => (DEFAULT_REGISTRY, text),
@@ -301,7 +308,11 @@ mod tests {
             ("127.0.0.1:5000/team/app:v2", "127.0.0.1:5000/team/app:v2", "127.0.0.1:5000/team/app:v2"),
             ("[::1]:5000/app", "[::1]:5000/app:latest", "[::1]:5000/app:latest"),
             ("[2001:db8::1]/app", "[2001:db8::1]/app:latest", "[2001:db8::1]/app:latest"),
-            ("registry.example.com/a_b/c__d/e-f/g---h/i.j", "registry.example.com/a_b/c__d/e-f/g---h/i.j:latest", "registry.example.com/a_b/c__d/e-f/g---h/i.j:latest"),
+            (
+                "registry.example.com/a_b/c__d/e-f/g---h/i.j",
+                "registry.example.com/a_b/c__d/e-f/g---h/i.j:latest",
+                "registry.example.com/a_b/c__d/e-f/g---h/i.j:latest",
+            ),
             ("Registry/app", "Registry/app:latest", "Registry/app:latest"),
             ("host:80/a", "host:80/a:latest", "host:80/a:latest"),
             ("app:80", "docker.io/library/app:80", "app:80"),

@@ -4,6 +4,8 @@
 //! authentication and redirects are `oci-client`'s; retries, resuming, limits and the kinds of errors are ours.
 //! Protocol: OCI distribution specification 1.1. Used by `pull` and `push`.
 
+mod failure;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,17 +15,19 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use tokio::sync::mpsc;
 
+use self::failure::Failure;
+use super::content::Download;
 use super::digest::Digest;
 use super::error::Error;
 use super::manifest::{ACCEPTED_MANIFESTS, Descriptor};
 use super::progress::{Event, Phase, Progress};
 use super::reference::Reference;
-use super::store::{Download, Store};
+use super::store::Store;
 
 /// Attempts in a row without progress before a registry counts as unreachable.
 const ATTEMPTS: u32 = 4;
@@ -75,19 +79,14 @@ pub(crate) struct Repository {
     auth: RegistryAuth,
 }
 
-/// Why a request failed, by what to do next.
-enum Failure {
-    /// Try again: the connection failed.
-    Network(Box<dyn std::error::Error + Send + Sync>),
-    /// Try again: the registry is overloaded or broken for the moment.
-    Busy(String),
-    /// Give up.
-    Final(Error),
-}
-
 impl Repository {
     /// The repository of `reference` on `host`, which is its registry or a mirror of it.
-    pub(crate) fn new(reference: &Reference, host: &str, credentials: Option<&Credentials>, insecure: &[String]) -> Result<Self, Error> {
+    pub(crate) fn new(
+        reference: &Reference,
+        host: &str,
+        credentials: Option<&Credentials>,
+        insecure: &[String],
+    ) -> Result<Self, Error> {
         // Whoever installs a provider first wins; all of ours are ring's.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plain = is_loopback(host) || insecure.iter().any(|registry| registry == host);
@@ -109,7 +108,13 @@ impl Repository {
             Some(Credentials::Basic { username, password }) => RegistryAuth::Basic(username.clone(), password.clone()),
             Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
         };
-        Ok(Self { client, host: host.to_owned(), repository: reference.repository().to_owned(), image: reference.familiar(), auth })
+        Ok(Self {
+            client,
+            host: host.to_owned(),
+            repository: reference.repository().to_owned(),
+            image: reference.familiar(),
+            auth,
+        })
     }
 
     fn by_digest(&self, digest: Digest) -> oci_client::Reference {
@@ -132,7 +137,8 @@ impl Repository {
             (Some(digest), _) => self.by_digest(digest),
             (None, tag) => self.by_tag(tag.unwrap_or(super::reference::DEFAULT_TAG)),
         };
-        let (content, _) = self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
+        let (content, _) =
+            self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
         let actual = Digest::of(&content);
         match digest {
             Some(expected) if expected != actual => Err(self.wrong_digest(&expected, &actual)),
@@ -141,10 +147,15 @@ impl Repository {
     }
 
     /// Brings a blob into the store, going on where an earlier attempt ended.
-    pub(crate) async fn fetch(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+    pub(crate) async fn fetch(
+        &self,
+        store: &Arc<Store>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let open = {
             let (store, descriptor) = (Arc::clone(store), descriptor.clone());
-            move || store.download(&descriptor)
+            move || store.content.download(&descriptor)
         };
         let mut download = blocking(open.clone()).await?;
         // What an earlier attempt left may have been damaged, so a wrong digest is final only for a fresh download.
@@ -153,7 +164,7 @@ impl Repository {
         loop {
             if download.missing() == 0 {
                 let store = Arc::clone(store);
-                match blocking(move || store.finish(download)).await? {
+                match blocking(move || store.content.finish(download)).await? {
                     Ok(()) => return Ok(()),
                     Err(actual) if fresh => return Err(self.wrong_digest(&descriptor.digest, &actual)),
                     Err(_) => {
@@ -169,15 +180,20 @@ impl Repository {
             let Err(failure) = result else { continue };
             failures = if download.offset() > before { 1 } else { failures + 1 };
             attempts += 1;
-            if failures >= ATTEMPTS || attempts >= BLOB_ATTEMPTS {
-                return Err(self.give_up(failure));
+            if attempts >= BLOB_ATTEMPTS {
+                return Err(self.error(failure));
             }
             self.back_off(failure, failures).await?;
         }
     }
 
     /// One request for the rest of a blob. Gives the download back with as much as came.
-    async fn attempt(&self, mut download: Download, descriptor: &Descriptor, progress: &Progress) -> Result<(Download, Result<(), Failure>), Error> {
+    async fn attempt(
+        &self,
+        mut download: Download,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(Download, Result<(), Failure>), Error> {
         let reference = self.by_digest(descriptor.digest);
         let digest = descriptor.digest.to_string();
         let opened = self.client.pull_blob_stream_partial(&reference, digest.as_str(), download.offset(), None).await;
@@ -187,7 +203,7 @@ impl Repository {
                 download.restart()?;
                 stream.stream
             }
-            Err(error) => return Ok((download, Err(self.classify(error)))),
+            Err(error) => return Ok((download, Err(error.into()))),
         };
         self.receive(download, stream, descriptor, progress).await
     }
@@ -218,12 +234,9 @@ impl Repository {
         let mut result = Ok(());
         while missing > 0 {
             match stream.next().await {
-                Some(Ok(piece)) if piece.len() as u64 > missing => {
-                    let reason = format!("it sends more than the {total} bytes of blob {}", descriptor.digest);
-                    result = Err(Failure::Final(self.refused(reason)));
-                    break;
-                }
-                Some(Ok(piece)) => {
+                Some(Ok(mut piece)) => {
+                    // The digest tells whether this was all; more than the manifest says is never written.
+                    piece.truncate(usize::try_from(missing).unwrap_or(usize::MAX));
                     missing -= piece.len() as u64;
                     // The writer is gone only if it failed; its error comes below.
                     if sender.send(piece).await.is_err() {
@@ -253,14 +266,19 @@ impl Repository {
     }
 
     /// Sends a blob in one request.
-    pub(crate) async fn send_blob(&self, store: &Arc<Store>, descriptor: &Descriptor, progress: &Progress) -> Result<(), Error> {
+    pub(crate) async fn send_blob(
+        &self,
+        store: &Arc<Store>,
+        descriptor: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let reference = self.by_digest(descriptor.digest);
         let (layer, total) = (descriptor.digest, descriptor.size);
         let text = layer.to_string();
         let mut failures = 0;
         loop {
             let store = Arc::clone(store);
-            let file = blocking(move || store.open_blob(layer)).await?;
+            let file = blocking(move || store.content.open_blob(layer)).await?;
             let pieces = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 64 << 10);
             let progress = Arc::clone(progress);
             let (mut current, mut told) = (0, 0);
@@ -275,12 +293,8 @@ impl Repository {
             match self.client.push_blob_stream(&reference, pieces, &text, Some(total)).await {
                 Ok(_) => return Ok(()),
                 Err(error) => {
-                    let failure = self.classify(error);
                     failures += 1;
-                    if failures >= ATTEMPTS {
-                        return Err(self.give_up(failure));
-                    }
-                    self.back_off(failure, failures).await?;
+                    self.back_off(error.into(), failures).await?;
                 }
             }
         }
@@ -289,83 +303,53 @@ impl Repository {
     /// Sends a manifest and gives it a tag.
     pub(crate) async fn send_manifest(&self, tag: &str, media_type: &str, content: Vec<u8>) -> Result<(), Error> {
         let reference = self.by_tag(tag);
-        let media_type = media_type.parse::<hyper::header::HeaderValue>().map_err(|_| self.refused(format!("{media_type:?} is not a media type")))?;
+        let media_type = media_type
+            .parse::<hyper::header::HeaderValue>()
+            .map_err(|_| self.refused(format!("{media_type:?} is not a media type")))?;
         let content = Bytes::from(content);
         self.retry(|| self.client.push_manifest_raw(&reference, content.clone(), media_type.clone())).await.map(drop)
     }
 
     /// Repeats a request until it succeeds, fails for good, or has failed too often.
-    async fn retry<T, F: Future<Output = Result<T, OciDistributionError>>>(&self, request: impl Fn() -> F) -> Result<T, Error> {
+    async fn retry<T, F: Future<Output = Result<T, OciDistributionError>>>(
+        &self,
+        request: impl Fn() -> F,
+    ) -> Result<T, Error> {
         let mut failures = 0;
         loop {
-            let failure = match request().await {
+            match request().await {
                 Ok(value) => return Ok(value),
-                Err(error) => self.classify(error),
-            };
-            failures += 1;
-            if failures >= ATTEMPTS {
-                return Err(self.give_up(failure));
+                Err(error) => {
+                    failures += 1;
+                    self.back_off(error.into(), failures).await?;
+                }
             }
-            self.back_off(failure, failures).await?;
         }
     }
 
+    /// Waits before the next attempt, unless there is no point in one.
     async fn back_off(&self, failure: Failure, failures: u32) -> Result<(), Error> {
-        match failure {
-            Failure::Final(error) => return Err(error),
-            Failure::Network(error) => tracing::debug!(image = self.image, registry = self.host, failures, %error, "registry request failed, trying again"),
-            Failure::Busy(reason) => tracing::debug!(image = self.image, registry = self.host, failures, reason, "registry is busy, trying again"),
+        if !failure.is_transient() || failures >= ATTEMPTS {
+            return Err(self.error(failure));
         }
+        tracing::debug!(image = self.image, registry = self.host, failures, "registry request failed, trying again");
         tokio::time::sleep((BACKOFF * 2u32.saturating_pow(failures - 1)).min(BACKOFF_MAX)).await;
         Ok(())
     }
 
-    fn give_up(&self, failure: Failure) -> Error {
+    fn error(&self, failure: Failure) -> Error {
+        let (image, registry) = (self.image.clone(), self.host.clone());
         match failure {
-            Failure::Final(error) => error,
-            Failure::Busy(reason) => self.refused(reason),
-            Failure::Network(source) => Error::Unreachable { image: self.image.clone(), registry: self.host.clone(), source },
-        }
-    }
-
-    fn classify(&self, error: OciDistributionError) -> Failure {
-        use OciDistributionError as E;
-        let not_found = || Failure::Final(Error::NotFound { image: self.image.clone(), registry: self.host.clone() });
-        let unauthorized = || Failure::Final(Error::Unauthorized { image: self.image.clone(), registry: self.host.clone() });
-        let by_status = |status: u16, message: String| match status {
-            401 | 403 => unauthorized(),
-            404 => not_found(),
-            429 | 500..=599 => Failure::Busy(message),
-            _ => Failure::Final(self.refused(message)),
-        };
-        match error {
-            E::ImageManifestNotFoundError(_) => not_found(),
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => unauthorized(),
-            E::DigestError(DigestError::VerificationError { expected, actual }) => {
-                Failure::Final(Error::WrongDigest { image: self.image.clone(), expected, actual })
-            }
-            E::RegistryError { envelope, .. } => {
-                let message = envelope.errors.iter().map(|error| one_line(&error.message)).collect::<Vec<_>>().join("; ");
-                match envelope.errors.first().map(|error| &error.code) {
-                    Some(OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound | OciErrorCode::BlobUnknown | OciErrorCode::ManifestBlobUnknown) => not_found(),
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => unauthorized(),
-                    Some(OciErrorCode::Toomanyrequests) => Failure::Busy(message),
-                    _ => Failure::Final(self.refused(message)),
-                }
-            }
-            E::ServerError { code, message, .. } => by_status(code, format!("status {code}: {}", one_line(&message))),
-            E::RequestError(error) => match error.status() {
-                Some(status) => by_status(status.as_u16(), format!("status {status}")),
-                None if error.is_builder() => Failure::Final(self.refused(error.to_string())),
-                None => Failure::Network(error.into()),
-            },
-            E::IoError(error) => Failure::Network(error.into()),
-            other => Failure::Final(self.refused(one_line(&other.to_string()))),
+            Failure::Network(source) => Error::Unreachable { image, registry, source },
+            Failure::Busy(reason) | Failure::Refused(reason) => Error::Registry { image, registry, reason },
+            Failure::NotFound => Error::NotFound { image, registry },
+            Failure::Unauthorized => Error::Unauthorized { image, registry },
+            Failure::WrongDigest { expected, actual } => Error::WrongDigest { image, expected, actual },
         }
     }
 
     fn refused(&self, reason: String) -> Error {
-        Error::Registry { image: self.image.clone(), registry: self.host.clone(), reason }
+        self.error(Failure::Refused(reason))
     }
 
     fn wrong_digest(&self, expected: &Digest, actual: &Digest) -> Error {
@@ -374,13 +358,19 @@ impl Repository {
 }
 
 /// Runs blocking work of the store.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime is shutting down and nobody will see this.
-            Err(error) => Err(Error::Io { action: "work in", path: "the image store".to_owned(), source: std::io::Error::other(error) }),
+            Err(error) => Err(Error::Io {
+                action: "work in",
+                path: "the image store".to_owned(),
+                source: std::io::Error::other(error),
+            }),
         },
     }
 }
@@ -394,11 +384,6 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// Registries answer with pages of HTML at times.
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,7 +393,14 @@ mod tests {
         for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.1", "[::1]:5000", "[::1]"] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["docker.io", "localhost.example.com", "128.0.0.1", "[2001:db8::1]:5000", "10.0.0.1:5000", "127.example.com"] {
+        for host in [
+            "docker.io",
+            "localhost.example.com",
+            "128.0.0.1",
+            "[2001:db8::1]:5000",
+            "10.0.0.1:5000",
+            "127.example.com",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }
@@ -416,6 +408,9 @@ mod tests {
     #[test]
     fn credentials_do_not_show_their_secret() {
         let basic = Credentials::Basic { username: "ann".to_owned(), password: "hunter2".to_owned() };
-        assert_eq!(format!("{basic:?} {:?}", Credentials::Bearer("hunter2".to_owned())), "Basic { username: \"ann\", .. } Bearer(..)");
+        assert_eq!(
+            format!("{basic:?} {:?}", Credentials::Bearer("hunter2".to_owned())),
+            "Basic { username: \"ann\", .. } Bearer(..)"
+        );
     }
 }

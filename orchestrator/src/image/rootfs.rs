@@ -40,7 +40,11 @@ pub(crate) fn mount(store: &Store, id: Digest, task: &str, target: &Path) -> Res
     let target = std::path::absolute(target).map_err(Error::io("resolve", target))?;
     if let Some(other) = store.image_of(task).filter(|other| *other != id) {
         let source = io::Error::other(format!("the task's root is made of image {other}"));
-        return Err(Error::Io { action: "mount the root of another image on", path: target.display().to_string(), source });
+        return Err(Error::Io {
+            action: "mount the root of another image on",
+            path: target.display().to_string(),
+            source,
+        });
     }
     if mounted(store)?.contains(&Mounted { task: task.to_owned(), target: target.clone() }) {
         return Ok(());
@@ -63,7 +67,9 @@ pub(crate) fn unmount(store: &Store, task: &str) -> Result<(), Error> {
     while let Some(mount) = mounted(store)?.into_iter().find(|mount| mount.task == task) {
         match kernel_unmount(&mount.target, UnmountFlags::NOFOLLOW) {
             // Some process still has a file open; the kernel lets go when it ends.
-            Err(rustix::io::Errno::BUSY) => kernel_unmount(&mount.target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH),
+            Err(rustix::io::Errno::BUSY) => {
+                kernel_unmount(&mount.target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            }
             result => result,
         }
         .map_err(|errno| Error::io("unmount", &mount.target)(errno.into()))?;
@@ -123,7 +129,10 @@ fn parse_mountinfo(text: &str, containers: &Path) -> Vec<Mounted> {
         let upper = options.split(',').find_map(|option| option.strip_prefix("upperdir=")).map(unescape);
         let target = mount.split(' ').nth(4).map(unescape);
         let (Some(upper), Some(target)) = (upper, target) else { continue };
-        let task = Path::new(&upper).strip_prefix(containers).ok().and_then(|rest| rest.to_str()?.strip_suffix("/overlay/upper").map(str::to_owned));
+        let task = Path::new(&upper)
+            .strip_prefix(containers)
+            .ok()
+            .and_then(|rest| rest.to_str()?.strip_suffix("/overlay/upper").map(str::to_owned));
         if let Some(task) = task {
             found.push(Mounted { task, target: target.into() });
         }
@@ -136,7 +145,10 @@ fn unescape(field: &str) -> String {
     let mut text = Vec::new();
     let mut rest = field.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
-        let octal = (byte == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let octal = (byte == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         (rest, _) = match octal {
             Some(decoded) => (&after[3..], text.push(decoded)),
             None => (after, text.push(byte)),
@@ -153,7 +165,10 @@ fn overlay_directory(store: &Store, task: &str) -> PathBuf {
 fn check_task(task: &str) -> Result<(), Error> {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if task.is_empty() || task.len() > 128 || task.starts_with('.') || !task.bytes().all(valid) {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "a task's key has 1 to 128 letters, digits, dots, dashes and underscores");
+        let source = io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a task's key has 1 to 128 letters, digits, dots, dashes and underscores",
+        );
         return Err(Error::Io { action: "use as a task's key", path: task.to_owned(), source });
     }
     Ok(())
@@ -164,7 +179,7 @@ fn check_task(task: &str) -> Result<(), Error> {
 fn layers(store: &Store, image: &Image) -> Result<Vec<OwnedFd>, Error> {
     let mut layers = Vec::new();
     for &diff_id in image.config.rootfs.diff_ids.iter().rev() {
-        let path = store.layer_path(diff_id);
+        let path = store.content.layer_path(diff_id);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         layers.push(openat(CWD, &path, flags, Mode::empty()).map_err(|errno| Error::io("open", &path)(errno.into()))?);
         let mut value = [0u8; 1];
@@ -174,10 +189,11 @@ fn layers(store: &Store, image: &Image) -> Result<Vec<OwnedFd>, Error> {
     }
     if layers.is_empty() {
         // An image without layers is an empty root; overlayfs wants one lower layer all the same.
-        let empty = store.root().join("empty");
+        let empty = store.content.root().join("empty");
         fs::create_dir_all(&empty).map_err(Error::io("create", &empty))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        layers.push(openat(CWD, &empty, flags, Mode::empty()).map_err(|errno| Error::io("open", &empty)(errno.into()))?);
+        layers
+            .push(openat(CWD, &empty, flags, Mode::empty()).map_err(|errno| Error::io("open", &empty)(errno.into()))?);
     }
     Ok(layers)
 }
@@ -185,10 +201,12 @@ fn layers(store: &Store, image: &Image) -> Result<Vec<OwnedFd>, Error> {
 /// The mounted root shows the attributes of the writable layer's.
 fn copy_root_attributes(store: &Store, image: &Image, upper: &Path) -> Result<(), Error> {
     let Some(&top) = image.config.rootfs.diff_ids.last() else { return Ok(()) };
-    let path = store.layer_path(top);
+    let path = store.content.layer_path(top);
     let metadata = fs::metadata(&path).map_err(Error::io("read", &path))?;
-    std::os::unix::fs::chown(upper, Some(metadata.uid()), Some(metadata.gid())).map_err(Error::io("set owner of", upper))?;
-    fs::set_permissions(upper, fs::Permissions::from_mode(metadata.mode() & 0o7777)).map_err(Error::io("set permissions of", upper))
+    std::os::unix::fs::chown(upper, Some(metadata.uid()), Some(metadata.gid()))
+        .map_err(Error::io("set owner of", upper))?;
+    fs::set_permissions(upper, fs::Permissions::from_mode(metadata.mode() & 0o7777))
+        .map_err(Error::io("set permissions of", upper))
 }
 
 /// mount(2) takes one page of options. Layers go in as `/proc/self/fd/<n>`, some 17 bytes each, which leaves room for
@@ -202,7 +220,8 @@ fn mount_overlay(layers: &[OwnedFd], upper: &Path, work: &Path, target: &Path) -
     rustix::mount::mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str())
         .map_err(|errno| failed("mount the root file system on", target)(errno.into()))?;
     // What is mounted inside must not appear elsewhere, nor the reverse.
-    mount_change(target, MountPropagationFlags::PRIVATE).map_err(|errno| failed("make private the mount on", target)(errno.into()))
+    mount_change(target, MountPropagationFlags::PRIVATE)
+        .map_err(|errno| failed("make private the mount on", target)(errno.into()))
 }
 
 /// Overlayfs separates its options with characters that a path may have.
@@ -211,7 +230,10 @@ fn canonical(path: &Path) -> Result<String, Error> {
     match full.to_str().filter(|text| !text.contains([',', ':', '\\'])) {
         Some(text) => Ok(text.to_owned()),
         None => {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "the state directory must not have a comma, colon or backslash in its path");
+            let source = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the state directory must not have a comma, colon or backslash in its path",
+            );
             Err(Error::io("mount with", path)(source))
         }
     }

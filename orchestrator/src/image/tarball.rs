@@ -139,7 +139,8 @@ impl<R: Read> TarReader<R> {
         }
         let stored = header.cksum().map_err(|_| malformed("wrong header checksum"))?;
         let bytes = header.as_bytes();
-        let sum = bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u32::from(byte)).sum::<u32>() + 8 * u32::from(b' ');
+        let sum =
+            bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u32::from(byte)).sum::<u32>() + 8 * u32::from(b' ');
         if sum != stored {
             return Err(malformed("wrong header checksum"));
         }
@@ -165,7 +166,8 @@ impl<R: Read> TarReader<R> {
 
     fn entry(&mut self, header: &Header, header_size: u64, extensions: Extensions) -> Result<Entry, TarError> {
         let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = extensions.link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default();
+        let link =
+            extensions.link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default();
         let shown = String::from_utf8_lossy(&path[..path.len().min(120)]).escape_debug().to_string();
         let wrong = |what: &str| TarError::Malformed(format!("\"{shown}\" {what}"));
         for name in [&path, &link] {
@@ -204,20 +206,33 @@ impl<R: Read> TarReader<R> {
             return Err(wrong("has content although it is not a file"));
         }
         self.start_content(size)?;
-        let id = |extended: Option<u32>, field: io::Result<u64>| -> Result<u32, TarError> {
+        // Fields left blank mean zero.
+        let blank =
+            |field: std::ops::Range<usize>| header.as_bytes()[field].iter().all(|byte| matches!(byte, 0 | b' '));
+        let id = |extended: Option<u32>, field: io::Result<u64>, position| -> Result<u32, TarError> {
             let id = match extended {
                 Some(id) => id,
-                None => field.ok().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong("has an owner out of range"))?,
+                None if blank(position) => 0,
+                None => field
+                    .ok()
+                    .and_then(|id| u32::try_from(id).ok())
+                    .ok_or_else(|| wrong("has an owner out of range"))?,
             };
             // The kernel takes -1 for "leave as it is".
             if id == u32::MAX { Err(wrong("has an owner out of range")) } else { Ok(id) }
         };
         Ok(Entry {
             kind,
-            mode: header.mode().map_err(|_| wrong("has unreadable permissions"))? & 0o7777,
-            uid: id(extensions.uid, header.uid())?,
-            gid: id(extensions.gid, header.gid())?,
-            mtime: extensions.mtime.unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0)),
+            mode: if blank(100..108) {
+                0
+            } else {
+                header.mode().map_err(|_| wrong("has unreadable permissions"))? & 0o7777
+            },
+            uid: id(extensions.uid, header.uid(), 108..116)?,
+            gid: id(extensions.gid, header.gid(), 116..124)?,
+            mtime: extensions
+                .mtime
+                .unwrap_or_else(|| (header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0), 0)),
             path,
             link,
             xattrs: extensions.xattrs,
@@ -305,20 +320,28 @@ mod tests {
 
     fn pax(key: &str, value: &[u8]) -> Vec<u8> {
         let body = key.len() + value.len() + 3;
-        let length = (1..=4).map(|digits| body + digits).find(|length| length.to_string().len() == length - body).unwrap();
+        let length =
+            (1..=4).map(|digits| body + digits).find(|length| length.to_string().len() == length - body).unwrap();
         [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
     }
 
     #[test]
     fn pax_values_may_hold_newlines_and_times_may_be_negative() {
         let mut extensions = Extensions::default();
-        let records = [pax("SCHILY.xattr.security.capability", b"\x01\n\n\0"), pax("path", "ä/b".as_bytes()), pax("mtime", b"-1.25")].concat();
+        let records = [
+            pax("SCHILY.xattr.security.capability", b"\x01\n\n\0"),
+            pax("path", "ä/b".as_bytes()),
+            pax("mtime", b"-1.25"),
+        ]
+        .concat();
         parse_pax(&records, &mut extensions).unwrap();
         assert_eq!(extensions.xattrs, [(b"security.capability".to_vec(), b"\x01\n\n\0".to_vec())]);
         assert_eq!(extensions.path.as_deref(), Some("ä/b".as_bytes()));
         assert_eq!(extensions.mtime, Some((-2, 750_000_000)));
         assert_eq!(parse_time("12.5"), Some((12, 500_000_000)));
-        for bad in [&b"5 a=b\n"[..], b"7 a=b\n", b"x a=b\n", b"99999999999999999999999 a=b\n", b"6 ab\n", b"3 \n", b"0 \n"] {
+        for bad in
+            [&b"5 a=b\n"[..], b"7 a=b\n", b"x a=b\n", b"99999999999999999999999 a=b\n", b"6 ab\n", b"3 \n", b"0 \n"]
+        {
             assert!(parse_pax(bad, &mut Extensions::default()).is_err(), "{}", bad.escape_ascii());
         }
     }

@@ -16,21 +16,27 @@
 //! - Device nodes are refused unless [`Options::devices`] is set: a container gets its `/dev` from the runtime.
 //! - Size, entry count, path length and depth are bounded, see the constants and `compression`.
 
+mod attributes;
+#[cfg(test)]
+mod tests;
+mod whiteout;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, futimens, linkat, makedev, mknodat, openat, openat2, statat,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
+use self::attributes::{set_attributes, set_attributes_at, times};
+use self::whiteout::{ensure_directory, is_whiteout};
 use super::compression::{CutOff, Plain};
 use super::digest::Digest;
 use super::tarball::{Entry, Kind, TarError, TarReader};
@@ -46,8 +52,6 @@ const NAME_MAX: usize = 255;
 /// Bytes of directory names remembered until their times are set at the end; bounds memory.
 const DIRECTORY_NAMES_MAX: usize = 64 << 20;
 
-const WHITEOUT_PREFIX: &[u8] = b".wh.";
-const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
 /// What an unpack may do beyond the default.
@@ -100,7 +104,13 @@ pub enum UnpackError {
 ///
 /// # Errors
 /// [`UnpackError`]; `target` is then half-filled and must be removed.
-pub(super) fn unpack(blob: impl Read, target: &Path, diff_id: Digest, options: Options, cancel: &AtomicBool) -> Result<u64, UnpackError> {
+pub(super) fn unpack(
+    blob: impl Read,
+    target: &Path,
+    diff_id: Digest,
+    options: Options,
+    cancel: &AtomicBool,
+) -> Result<u64, UnpackError> {
     let root = openat(CWD, target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| UnpackError::Io { path: target.display().to_string(), source: errno.into() })?;
     let plain = Plain::new(blob, LAYER_BYTES_MAX, cancel).map_err(|error| read_error(error, b"."))?;
@@ -138,8 +148,8 @@ impl Unpacker {
         };
         let failed = |source: io::Error| UnpackError::Io { path: shown(&entry.path), source };
         let parent = self.open_parent(parents).map_err(|errno| self.resolve_error(&entry.path, errno))?;
-        if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) {
-            return whiteout(&parent, name, hidden, &entry.path);
+        if let Some(hidden) = name.strip_prefix(whiteout::PREFIX) {
+            return whiteout::apply(&parent, name, hidden, &entry.path);
         }
         match entry.kind {
             Kind::Directory => self.directory(&parent, name, entry)?,
@@ -158,11 +168,16 @@ impl Unpacker {
             Kind::HardLink => self.hard_link(&parent, name, entry)?,
             Kind::Fifo => {
                 replace(&parent, name).map_err(failed)?;
-                mknodat(&parent, *name, FileType::Fifo, Mode::from_raw_mode(entry.mode), 0).map_err(|errno| failed(errno.into()))?;
+                mknodat(&parent, *name, FileType::Fifo, Mode::from_raw_mode(entry.mode), 0)
+                    .map_err(|errno| failed(errno.into()))?;
                 set_attributes_at(&parent, name, entry).map_err(failed)?;
             }
-            Kind::CharDevice { major, minor } => self.device(&parent, name, entry, FileType::CharacterDevice, (major, minor))?,
-            Kind::BlockDevice { major, minor } => self.device(&parent, name, entry, FileType::BlockDevice, (major, minor))?,
+            Kind::CharDevice { major, minor } => {
+                self.device(&parent, name, entry, FileType::CharacterDevice, (major, minor))?
+            }
+            Kind::BlockDevice { major, minor } => {
+                self.device(&parent, name, entry, FileType::BlockDevice, (major, minor))?
+            }
         }
         Ok(())
     }
@@ -179,8 +194,13 @@ impl Unpacker {
     fn directory(&mut self, parent: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
         let failed = |source: io::Error| UnpackError::Io { path: shown(&entry.path), source };
         ensure_directory(parent, name).map_err(failed)?;
-        let directory = openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| failed(errno.into()))?;
+        let directory = openat(
+            parent,
+            name,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| failed(errno.into()))?;
         set_attributes(&directory, entry)?;
         self.remember_directory(entry)
     }
@@ -200,14 +220,16 @@ impl Unpacker {
         if entry.link.starts_with(b"/") {
             return Err(refused(&entry.path, "a hard link with an absolute target"));
         }
-        let target = components(&entry.link).map_err(|_| refused(&entry.path, "a hard link with a target outside the layer"))?;
+        let target =
+            components(&entry.link).map_err(|_| refused(&entry.path, "a hard link with a target outside the layer"))?;
         let Some((target_name, target_parents)) = target.split_last() else {
             return Err(refused(&entry.path, "a hard link to the root"));
         };
         let missing = |errno: Errno| match errno {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-                refused(&entry.path, &format!("a hard link to \"{}\", which the layer does not have", shown(&entry.link)))
-            }
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => refused(
+                &entry.path,
+                &format!("a hard link to \"{}\", which the layer does not have", shown(&entry.link)),
+            ),
             Errno::PERM => refused(&entry.path, "a hard link to a directory"),
             errno => UnpackError::Io { path: shown(&entry.path), source: errno.into() },
         };
@@ -225,7 +247,14 @@ impl Unpacker {
         linkat(&target_parent, *target_name, parent, name, AtFlags::empty()).map_err(missing)
     }
 
-    fn device(&self, parent: &OwnedFd, name: &[u8], entry: &Entry, kind: FileType, (major, minor): (u32, u32)) -> Result<(), UnpackError> {
+    fn device(
+        &self,
+        parent: &OwnedFd,
+        name: &[u8],
+        entry: &Entry,
+        kind: FileType,
+        (major, minor): (u32, u32),
+    ) -> Result<(), UnpackError> {
         if !self.options.devices {
             return Err(refused(&entry.path, "a device node; containers get theirs from the runtime"));
         }
@@ -234,7 +263,8 @@ impl Unpacker {
         }
         let failed = |source: io::Error| UnpackError::Io { path: shown(&entry.path), source };
         replace(parent, name).map_err(failed)?;
-        mknodat(parent, name, kind, Mode::from_raw_mode(entry.mode), makedev(major, minor)).map_err(|errno| failed(errno.into()))?;
+        mknodat(parent, name, kind, Mode::from_raw_mode(entry.mode), makedev(major, minor))
+            .map_err(|errno| failed(errno.into()))?;
         set_attributes_at(parent, name, entry).map_err(failed)
     }
 
@@ -267,7 +297,8 @@ impl Unpacker {
                     // is not something to guess about.
                     match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                         Ok(stat) if !is_whiteout(&stat) => return Err(Errno::NOTDIR),
-                        _ => ensure_directory(&directory, name).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?,
+                        _ => ensure_directory(&directory, name)
+                            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?,
                     }
                     self.open_directory(&path)?
                 }
@@ -281,7 +312,10 @@ impl Unpacker {
         match errno {
             Errno::NOTDIR => refused(path, "its way leads through something that is not a directory"),
             Errno::LOOP => refused(path, "its way leads through a loop of symbolic links"),
-            Errno::NOSYS => UnpackError::Io { path: shown(path), source: io::Error::other("openat2 is missing: Linux 5.6 or newer is needed") },
+            Errno::NOSYS => UnpackError::Io {
+                path: shown(path),
+                source: io::Error::other("openat2 is missing: Linux 5.6 or newer is needed"),
+            },
             errno => UnpackError::Io { path: shown(path), source: errno.into() },
         }
     }
@@ -300,7 +334,8 @@ impl Unpacker {
 
 /// Splits a name into components. A leading slash means the layer's root; `.` is passed over.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, UnpackError> {
-    let components: Vec<&[u8]> = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    let components: Vec<&[u8]> =
+        path.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
     if components.contains(&b"..".as_slice()) {
         return Err(refused(path, "its name has \"..\""));
     }
@@ -311,62 +346,6 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, UnpackError> {
         return Err(refused(path, "a component of its name has more than 255 bytes"));
     }
     Ok(components)
-}
-
-/// Turns a whiteout of the image specification ("Whiteouts", "Opaque Whiteout") into overlayfs's: a character device 0:0
-/// or the attribute `trusted.overlay.opaque` (kernel documentation, overlayfs, "whiteouts and opaque directories").
-/// A whiteout hides what lower layers have; what this layer has under the same name stays.
-fn whiteout(parent: &OwnedFd, name: &[u8], hidden: &[u8], path: &[u8]) -> Result<(), UnpackError> {
-    let failed = |errno: Errno| UnpackError::Io { path: shown(path), source: errno.into() };
-    if name == OPAQUE_MARKER {
-        let directory = openat(parent, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-        return set_opaque(&directory).map_err(failed);
-    }
-    // Other names of this form are bookkeeping of aufs.
-    if hidden.starts_with(WHITEOUT_PREFIX) {
-        return Ok(());
-    }
-    if matches!(hidden, b"" | b"." | b"..") {
-        return Err(refused(path, "a whiteout of no name"));
-    }
-    match statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), 0).map_err(failed),
-        Err(errno) => Err(failed(errno)),
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let directory = openat(parent, hidden, flags, Mode::empty()).map_err(failed)?;
-            set_opaque(&directory).map_err(failed)
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
-fn set_opaque(directory: &OwnedFd) -> Result<(), Errno> {
-    fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-}
-
-fn is_whiteout(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-/// Makes `name` a directory. One that is there stays; a whiteout becomes an opaque directory; anything else gives way.
-fn ensure_directory(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    let mut opaque = false;
-    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(()),
-        Ok(stat) => {
-            opaque = is_whiteout(&stat);
-            unlinkat(parent, name, AtFlags::empty())?;
-        }
-        Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-    if opaque {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        set_opaque(&openat(parent, name, flags, Mode::empty())?)?;
-    }
-    Ok(())
 }
 
 /// Removes whatever has the name, so that something else can take its place. Symbolic links are not followed.
@@ -384,44 +363,11 @@ fn replace(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
 fn file(parent: &OwnedFd, name: &[u8], entry: &Entry, content: &mut impl Read) -> Result<(), UnpackError> {
     let failed = |source: io::Error| UnpackError::Io { path: shown(&entry.path), source };
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file: File = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(|errno| failed(errno.into()))?.into();
+    let mut file: File =
+        openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(|errno| failed(errno.into()))?.into();
     io::copy(content, &mut file).map_err(|error| read_error(error, &entry.path))?;
     set_attributes(&file, entry)?;
     futimens(&file, &times(entry.mtime)).map_err(|errno| failed(errno.into()))
-}
-
-/// Owner before mode before attributes: changing the owner clears setuid bits and capabilities.
-fn set_attributes(file: impl AsFd, entry: &Entry) -> Result<(), UnpackError> {
-    let failed = |errno: Errno| UnpackError::Io { path: shown(&entry.path), source: errno.into() };
-    fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(failed)?;
-    fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(failed)?;
-    for (name, value) in &entry.xattrs {
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-            return Err(refused(&entry.path, "it has attributes of overlayfs"));
-        }
-        if name.as_slice() == b"security.capability" || name.starts_with(b"user.") {
-            fsetxattr(&file, name.as_slice(), value, XattrFlags::empty()).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same for what cannot be opened. These have no attributes worth keeping: the kernel allows `user.*` on files and
-/// directories only, and capabilities mean something on programs only.
-fn set_attributes_at(parent: &OwnedFd, name: &[u8], entry: &Entry) -> io::Result<()> {
-    chownat(parent, name, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::SYMLINK_NOFOLLOW)?;
-    if entry.kind != Kind::Symlink {
-        chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
-    }
-    utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
-}
-
-fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() },
-    }
 }
 
 fn refused(path: &[u8], reason: &str) -> UnpackError {

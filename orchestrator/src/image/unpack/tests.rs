@@ -16,8 +16,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{EntryType, Header};
 
-use super::digest::Digest;
-use super::unpack::{Options, UnpackError, unpack};
+use super::{Digest, Options, UnpackError, unpack};
 
 /// A tar made byte by byte, so that nothing is put right on the way.
 #[derive(Clone, Default)]
@@ -79,7 +78,8 @@ impl Layer {
         let mut body = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
-            let length = (1..6).map(|digits| rest + digits).find(|length| length.to_string().len() + rest == *length).unwrap();
+            let length =
+                (1..6).map(|digits| rest + digits).find(|length| length.to_string().len() + rest == *length).unwrap();
             body.extend_from_slice(format!("{length} {key}=").as_bytes());
             body.extend_from_slice(value);
             body.push(b'\n');
@@ -150,7 +150,14 @@ fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
             } else {
                 fs::read_to_string(&path).unwrap()
             };
-            let facts = (metadata.mode(), metadata.uid(), metadata.gid(), metadata.nlink(), metadata.mtime(), metadata.mtime_nsec());
+            let facts = (
+                metadata.mode(),
+                metadata.uid(),
+                metadata.gid(),
+                metadata.nlink(),
+                metadata.mtime(),
+                metadata.mtime_nsec(),
+            );
             found.insert(path, format!("{facts:?} {content}"));
         }
     }
@@ -190,10 +197,18 @@ fn names_that_leave_the_root_are_refused() {
         ("parent as folder", Layer::default().directory("../new/"), "\"..\""),
         ("parent by symlink entry", Layer::default().symlink("../new", "x"), "\"..\""),
         ("parent by hard link entry", Layer::default().file("a", "x").hard_link("../new", "a"), "\"..\""),
-        ("parent in a GNU long name", Layer::default().long_name(EntryType::GNULongName, b"../canary/secret\0").file("short", "x"), "\"..\""),
+        (
+            "parent in a GNU long name",
+            Layer::default().long_name(EntryType::GNULongName, b"../canary/secret\0").file("short", "x"),
+            "\"..\"",
+        ),
         ("parent in a PAX path", Layer::default().pax(&[("path", b"../canary/secret")]).file("short", "x"), "\"..\""),
         ("NUL in a PAX path", Layer::default().pax(&[("path", b"ok\0/../x")]).file("short", "x"), "NUL"),
-        ("NUL in a GNU long name", Layer::default().long_name(EntryType::GNULongName, b"a\0b\0").file("short", "x"), "NUL"),
+        (
+            "NUL in a GNU long name",
+            Layer::default().long_name(EntryType::GNULongName, b"a\0b\0").file("short", "x"),
+            "NUL",
+        ),
         ("NUL in a PAX link", Layer::default().pax(&[("linkpath", b"a\0b")]).symlink("l", "x"), "NUL"),
         ("root as a file", f("./"), "the root must be a directory"),
         ("root as a symlink", Layer::default().symlink(".", "/"), "the root must be a directory"),
@@ -208,24 +223,68 @@ fn links_do_not_lead_out_of_the_root() {
     let canary = Scene::new().canary();
     expect_refused(vec![
         ("hard link to parent", Layer::default().hard_link("l", "../canary/secret"), "target outside the layer"),
-        ("hard link to an absolute path", Layer::default().hard_link("l", &format!("{canary}/secret")), "absolute target"),
+        (
+            "hard link to an absolute path",
+            Layer::default().hard_link("l", &format!("{canary}/secret")),
+            "absolute target",
+        ),
         ("hard link to passwd", Layer::default().hard_link("l", "/etc/passwd"), "absolute target"),
-        ("hard link through a symlink", Layer::default().symlink("s", &canary).hard_link("l", "s/secret"), "does not have"),
-        ("hard link through a relative symlink", Layer::default().symlink("s", "../canary").hard_link("l", "s/secret"), "does not have"),
+        (
+            "hard link through a symlink",
+            Layer::default().symlink("s", &canary).hard_link("l", "s/secret"),
+            "does not have",
+        ),
+        (
+            "hard link through a relative symlink",
+            Layer::default().symlink("s", "../canary").hard_link("l", "s/secret"),
+            "does not have",
+        ),
         ("hard link to a folder", Layer::default().directory("d/").hard_link("l", "d"), "hard link to a directory"),
         ("hard link to the root", Layer::default().hard_link("l", "."), "hard link to the root"),
         ("hard link to nothing", Layer::default().hard_link("l", "missing"), "does not have"),
         ("hard link to a whiteout", Layer::default().file(".wh.x", "").hard_link("l", "x"), "whiteout"),
-        ("hard link with content", Layer::default().file("a", "x").raw(Layer::header(EntryType::Link, b"l", b"a", 3), b"abc"), "not a file"),
-        ("file through an absolute symlink", Layer::default().symlink("s", &canary).file("s/secret", "dead"), "not a directory"),
-        ("file through a relative symlink", Layer::default().symlink("s", "../canary").file("s/secret", "dead"), "not a directory"),
-        ("file through a chain", Layer::default().symlink("a", "b").symlink("b", "../../canary").file("a/secret", "dead"), "not a directory"),
+        (
+            "hard link with content",
+            Layer::default().file("a", "x").raw(Layer::header(EntryType::Link, b"l", b"a", 3), b"abc"),
+            "not a file",
+        ),
+        (
+            "file through an absolute symlink",
+            Layer::default().symlink("s", &canary).file("s/secret", "dead"),
+            "not a directory",
+        ),
+        (
+            "file through a relative symlink",
+            Layer::default().symlink("s", "../canary").file("s/secret", "dead"),
+            "not a directory",
+        ),
+        (
+            "file through a chain",
+            Layer::default().symlink("a", "b").symlink("b", "../../canary").file("a/secret", "dead"),
+            "not a directory",
+        ),
         ("file through a loop", Layer::default().symlink("a", "b").symlink("b", "a").file("a/x", "dead"), "loop"),
         ("file through a file", Layer::default().file("a", "x").file("a/b", "x"), "not a directory"),
-        ("file through a dangling symlink", Layer::default().symlink("a", "nowhere").file("a/b", "x"), "not a directory"),
-        ("file through /proc", Layer::default().symlink("p", "/proc/self/root").file("p/tmp/x", "dead"), "not a directory"),
-        ("whiteout through a symlink", Layer::default().symlink("s", &canary).file("s/.wh.secret", ""), "not a directory"),
-        ("opaque through a symlink", Layer::default().symlink("s", &canary).file("s/.wh..wh..opq", ""), "not a directory"),
+        (
+            "file through a dangling symlink",
+            Layer::default().symlink("a", "nowhere").file("a/b", "x"),
+            "not a directory",
+        ),
+        (
+            "file through /proc",
+            Layer::default().symlink("p", "/proc/self/root").file("p/tmp/x", "dead"),
+            "not a directory",
+        ),
+        (
+            "whiteout through a symlink",
+            Layer::default().symlink("s", &canary).file("s/.wh.secret", ""),
+            "not a directory",
+        ),
+        (
+            "opaque through a symlink",
+            Layer::default().symlink("s", &canary).file("s/.wh..wh..opq", ""),
+            "not a directory",
+        ),
         ("symlink to nothing", Layer::default().symlink("s", ""), "symbolic link to nothing"),
     ]);
 }
@@ -255,7 +314,11 @@ fn confined_links_resolve_inside() {
     assert_eq!((read("inside/one"), read("tmp/two"), read("three")), ("1".into(), "2".into(), "1".into()));
     assert_eq!((read("secret"), read("d/secret")), ("replaced, not followed".into(), "in the layer".into()));
     assert_eq!(fs::metadata(scene.target().join("three")).unwrap().nlink(), 2);
-    assert_eq!(fs::read_link(scene.target().join("abs")).unwrap(), Path::new("/inside"), "absolute targets are stored as they are");
+    assert_eq!(
+        fs::read_link(scene.target().join("abs")).unwrap(),
+        Path::new("/inside"),
+        "absolute targets are stored as they are"
+    );
 }
 
 #[test]
@@ -267,7 +330,11 @@ fn chmod_and_times_do_not_follow_links_out() {
     // A folder that becomes a link to the canary before its mode and times are set (RUSTSEC-2026-0067 in spirit).
     let mut open = Layer::header(EntryType::Directory, b"d/", b"", 0);
     open.set_mode(0o777);
-    let layer = Layer::default().raw(open, b"").symlink("d", &scene.canary()).symlink("e", &format!("{}/deep", scene.canary())).symlink("e", "../canary/deep");
+    let layer = Layer::default()
+        .raw(open, b"")
+        .symlink("d", &scene.canary())
+        .symlink("e", &format!("{}/deep", scene.canary()))
+        .symlink("e", "../canary/deep");
     scene.unpack(&layer.end(), Options::default()).unwrap();
     assert!(fs::symlink_metadata(scene.target().join("d")).unwrap().is_symlink());
 }
@@ -285,7 +352,8 @@ fn device_nodes_are_refused_unless_asked_for() {
     let privileged = Options { devices: true };
     scene.unpack(&Layer::default().device("dev/null", EntryType::Char, 1, 3).end(), privileged).unwrap();
     assert!(fs::metadata(scene.target().join("dev/null")).unwrap().file_type().is_char_device());
-    let error = Scene::new().unpack(&Layer::default().device("x", EntryType::Char, 0, 0).end(), privileged).unwrap_err();
+    let error =
+        Scene::new().unpack(&Layer::default().device("x", EntryType::Char, 0, 0).end(), privileged).unwrap_err();
     assert!(error.to_string().contains("whiteout made by hand"), "{error}");
 }
 
@@ -294,7 +362,8 @@ fn attributes_that_steer_overlayfs_are_refused_and_foreign_labels_dropped() {
     if !is_root() {
         return;
     }
-    let with = |key: &str, value: &[u8]| Layer::default().pax(&[(&format!("SCHILY.xattr.{key}"), value)]).file("f", "x");
+    let with =
+        |key: &str, value: &[u8]| Layer::default().pax(&[(&format!("SCHILY.xattr.{key}"), value)]).file("f", "x");
     expect_refused(vec![
         ("redirect", with("trusted.overlay.redirect", b"/etc"), "overlayfs"),
         ("opaque", with("trusted.overlay.opaque", b"y"), "overlayfs"),
@@ -317,7 +386,10 @@ fn attributes_that_steer_overlayfs_are_refused_and_foreign_labels_dropped() {
     scene.unpack(&Layer::default().pax(&records).raw(header, b"ok").end(), Options::default()).unwrap();
     let path = scene.target().join("bin/tool");
     let metadata = fs::metadata(&path).unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid(), metadata.mtime()), (0o4755, 1234, 5678, 1_000_000_000));
+    assert_eq!(
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid(), metadata.mtime()),
+        (0o4755, 1234, 5678, 1_000_000_000)
+    );
     let attribute = |name: &str| {
         let mut value = [0u8; 64];
         rustix::fs::getxattr(&path, name, &mut value).map(|length| value[..length].to_vec()).ok()
@@ -412,7 +484,11 @@ fn odd_but_honest_layers_are_unpacked() {
     }
     let unicode = fs::metadata(scene.target().join("ünïcode/名前")).unwrap();
     assert_eq!((unicode.mtime(), unicode.mtime_nsec()), (1_234_567_890, 500_000_000));
-    assert_eq!(fs::metadata(scene.target()).unwrap().mtime(), 1_000_000_000, "folder times are set after their content");
+    assert_eq!(
+        fs::metadata(scene.target()).unwrap().mtime(),
+        1_000_000_000,
+        "folder times are set after their content"
+    );
     assert!(fs::metadata(scene.target().join("run/pipe")).unwrap().file_type().is_fifo());
 }
 
@@ -428,21 +504,49 @@ fn malformed_archives_are_refused() {
     huge.set_size(u64::MAX);
     expect_refused(vec![
         ("PAX size larger", Layer::default().pax(&[("size", b"1024")]).raw(file(1), b"x"), "two different sizes"),
-        ("PAX size smaller", Layer::default().pax(&[("size", b"0")]).raw(file(600), &[b'x'; 600]), "two different sizes"),
+        (
+            "PAX size smaller",
+            Layer::default().pax(&[("size", b"0")]).raw(file(600), &[b'x'; 600]),
+            "two different sizes",
+        ),
         ("PAX size no number", Layer::default().pax(&[("size", b"-1")]).raw(file(1), b"x"), "does not parse"),
         ("GNU sparse", Layer::default().raw(Layer::header(EntryType::GNUSparse, b"s", b"", 0), b""), "sparse"),
         ("PAX sparse", Layer::default().pax(&[("GNU.sparse.realsize", b"99999999999")]).raw(file(1), b"x"), "sparse"),
         ("unknown type", Layer::default().raw(Layer::header(EntryType::new(b'Z'), b"z", b"", 0), b""), "unknown type"),
         ("no owner", Layer::default().raw(owner, b""), "owner out of range"),
         ("PAX owner -1", Layer::default().pax(&[("uid", b"4294967295")]).file("f", "x"), "owner out of range"),
-        ("folder with content", Layer::default().raw(Layer::header(EntryType::Directory, b"d/", b"", 5), b"abcde"), "not a file"),
+        (
+            "folder with content",
+            Layer::default().raw(Layer::header(EntryType::Directory, b"d/", b"", 5), b"abcde"),
+            "not a file",
+        ),
         ("huge size", Layer::default().raw(huge, b""), "size out of range"),
         ("size beyond the end", Layer(Layer::default().raw(file(1 << 40), b"x").0), "ends within an entry"),
-        ("huge extension", Layer::default().raw(Layer::header(EntryType::XHeader, b"p", b"", 2 << 20), &vec![b'x'; 2 << 20]), "more than 1 MiB"),
-        ("huge long name", Layer::default().raw(Layer::header(EntryType::GNULongName, b"p", b"", 10 << 30), b"x"), "more than 1 MiB"),
-        ("long path", Layer::default().long_name(EntryType::GNULongName, "a/".repeat(2100).as_bytes()).file("f", "x"), "longer than 4095"),
-        ("long component", Layer::default().long_name(EntryType::GNULongName, "a".repeat(256).as_bytes()).file("f", "x"), "255 bytes"),
-        ("deep path", Layer::default().long_name(EntryType::GNULongName, "a/".repeat(300).as_bytes()).file("f", "x"), "256 components"),
+        (
+            "huge extension",
+            Layer::default().raw(Layer::header(EntryType::XHeader, b"p", b"", 2 << 20), &vec![b'x'; 2 << 20]),
+            "more than 1 MiB",
+        ),
+        (
+            "huge long name",
+            Layer::default().raw(Layer::header(EntryType::GNULongName, b"p", b"", 10 << 30), b"x"),
+            "more than 1 MiB",
+        ),
+        (
+            "long path",
+            Layer::default().long_name(EntryType::GNULongName, "a/".repeat(2100).as_bytes()).file("f", "x"),
+            "longer than 4095",
+        ),
+        (
+            "long component",
+            Layer::default().long_name(EntryType::GNULongName, "a".repeat(256).as_bytes()).file("f", "x"),
+            "255 bytes",
+        ),
+        (
+            "deep path",
+            Layer::default().long_name(EntryType::GNULongName, "a/".repeat(300).as_bytes()).file("f", "x"),
+            "256 components",
+        ),
         ("extension at the end", Layer::default().pax(&[("path", b"x")]), "describes no entry"),
     ]);
     for (name, bytes, expected) in [
@@ -475,8 +579,10 @@ fn bombs_stop_early_and_wrong_content_is_noticed() {
 
     let layer = Layer::default().file("f", "x").end();
     let target = scene.target();
-    let error = unpack(&layer[..], &target, Digest::of(b"other"), Options::default(), &AtomicBool::new(false)).unwrap_err();
+    let error =
+        unpack(&layer[..], &target, Digest::of(b"other"), Options::default(), &AtomicBool::new(false)).unwrap_err();
     assert!(matches!(error, UnpackError::WrongDigest { .. }));
-    let error = unpack(&layer[..], &target, Digest::of(&layer), Options::default(), &AtomicBool::new(true)).unwrap_err();
+    let error =
+        unpack(&layer[..], &target, Digest::of(&layer), Options::default(), &AtomicBool::new(true)).unwrap_err();
     assert!(matches!(error, UnpackError::Cancelled));
 }
