@@ -93,6 +93,13 @@ pub(crate) struct Up {
     pub(crate) for_test: bool,
 }
 
+impl Up {
+    /// A lab of so many nodes in one cluster.
+    pub(crate) fn nodes(nodes: u8) -> Self {
+        Self { nodes, managers: None, bare: false, empty: false, binaries: None, for_test: false }
+    }
+}
+
 /// What a lab is made of, on file so that every verb knows.
 #[derive(Serialize, Deserialize, Debug, Default)]
 struct Lab {
@@ -308,6 +315,17 @@ pub(crate) fn command_in(folder: &Folder, place: Place, words: &[&str]) -> Resul
     let mut command = namespace::inside(folder, place, program, &words[1..]);
     command.envs(wanted.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Ok(command)
+}
+
+/// The process id of a node's daemon, where it runs.
+pub(crate) fn pid(folder: &Folder, node: u8) -> Option<u32> {
+    daemon::running(&folder.node(node)).map(|process| process.pid)
+}
+
+/// Every process of the lab.
+pub(crate) fn pids(folder: &Folder) -> Result<Vec<u32>> {
+    let processes = leftovers::processes(folder, &Lab::is_up(folder)?.namespaces)?;
+    Ok(processes.into_iter().map(|process| process.pid).collect())
 }
 
 /// `nsenter` itself is found by this process' PATH, the program in it by the command's.

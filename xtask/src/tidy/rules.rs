@@ -95,8 +95,8 @@ pub(super) fn rust_file(file: &Path, source: &Source<'_>, is_test: bool) -> Vec<
             add(number, "`.unwrap()`", "product code handles an error or says why there is none, by `expect(\"why\")`");
         }
         // Sometimes that time passes is what is tested; the line above then says so.
-        let explained =
-            number > 1 && source.text.lines().nth(number - 2).is_some_and(|above| above.trim_start().starts_with("//"));
+        let explained = number > 1
+            && source.text.lines().nth(number - 2).is_some_and(|above| above.trim_start().starts_with("// "));
         if test && calls(line, "sleep") && !explained && file != Path::new(MAY_SLEEP) {
             add(
                 number,
