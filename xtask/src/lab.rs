@@ -27,8 +27,12 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 use topology::{Folder, MAX_NODES, Place};
+
+/// The longest that a test waits for another checkout's lab to go away.
+const OTHERS_TEST: Duration = Duration::from_secs(120);
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Verb {
@@ -166,7 +170,9 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
 
 /// Makes a lab; what a failure leaves is taken down again.
 pub(crate) fn up(folder: &Folder, options: &Up) -> Result<()> {
-    let mut claim = Claim::take(folder.path())?;
+    // A person wants to know at once; a test waits for the test of another checkout to end.
+    let patience = if options.for_test { OTHERS_TEST } else { Duration::ZERO };
+    let mut claim = Claim::take(folder.path(), patience)?;
     if let Some(lab) = Lab::load(folder)? {
         if !(options.for_test && lab.for_test) {
             bail!("a lab is up in {}: use it, or end it by `cargo xtask lab down`", folder.path().display());
@@ -372,7 +378,7 @@ fn shortened(path: &Path) -> String {
 
 /// Takes the lab down and says what was checked.
 pub(crate) fn down(folder: &Folder, quiet: bool) -> Result<()> {
-    let mut claim = Claim::take(folder.path())?;
+    let mut claim = Claim::take(folder.path(), Duration::ZERO)?;
     let was_up = folder.path().exists();
     remove(folder, &mut claim)?;
     if was_up || !quiet {
