@@ -14,11 +14,7 @@ const POLL: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// When `within` has passed: the last reason that the predicate gave, and `what` was waited for.
-pub fn wait_for<T, E: Display>(
-    what: &str,
-    within: Duration,
-    mut predicate: impl FnMut() -> Result<T, E>,
-) -> Result<T> {
+pub fn wait_for<T, E: Display>(what: &str, within: Duration, mut predicate: impl FnMut() -> Result<T, E>) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         match predicate() {
@@ -40,11 +36,7 @@ mod tests {
         let mut asked = 0;
         let value = wait_for("the third answer", Duration::from_secs(60), || {
             asked += 1;
-            if asked == 3 {
-                Ok(asked)
-            } else {
-                Err("not yet")
-            }
+            if asked == 3 { Ok(asked) } else { Err("not yet") }
         });
         assert_eq!(value.unwrap(), 3);
     }

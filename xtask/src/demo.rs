@@ -49,7 +49,7 @@ pub(crate) fn run(once: bool) -> Result<ExitCode> {
 
     let folder = Folder::new(paths::lab());
     step("one node, a client and a switch, each in namespaces of its own: cargo xtask lab up --nodes 1");
-    lab::up(&folder, &one_node())?;
+    lab::up(&folder, &lab::Up::nodes(1))?;
     let shown = show(&folder);
     if let Err(error) = &shown {
         eprintln!("error: {error:#}");
@@ -64,10 +64,6 @@ pub(crate) fn run(once: bool) -> Result<ExitCode> {
     step("taking everything down: cargo xtask lab down");
     lab::down(&folder, false)?;
     Ok(if shown.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn one_node() -> lab::Up {
-    lab::Up { nodes: 1, managers: None, bare: false, empty: false, binaries: None, for_test: false }
 }
 
 fn show(folder: &Folder) -> Result<()> {

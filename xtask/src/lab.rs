@@ -27,8 +27,12 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 use topology::{Folder, MAX_NODES, Place};
+
+/// The longest that a test waits for another checkout's lab to go away.
+const OTHERS_TEST: Duration = Duration::from_secs(120);
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Verb {
@@ -91,6 +95,13 @@ pub(crate) struct Up {
     /// The lab is a test's: a later test may take it down
     #[arg(long, hide = true)]
     pub(crate) for_test: bool,
+}
+
+impl Up {
+    /// A lab of so many nodes in one cluster.
+    pub(crate) fn nodes(nodes: u8) -> Self {
+        Self { nodes, managers: None, bare: false, empty: false, binaries: None, for_test: false }
+    }
 }
 
 /// What a lab is made of, on file so that every verb knows.
@@ -159,7 +170,9 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
 
 /// Makes a lab; what a failure leaves is taken down again.
 pub(crate) fn up(folder: &Folder, options: &Up) -> Result<()> {
-    let mut claim = Claim::take(folder.path())?;
+    // A person wants to know at once; a test waits for the test of another checkout to end.
+    let patience = if options.for_test { OTHERS_TEST } else { Duration::ZERO };
+    let mut claim = Claim::take(folder.path(), patience)?;
     if let Some(lab) = Lab::load(folder)? {
         if !(options.for_test && lab.for_test) {
             bail!("a lab is up in {}: use it, or end it by `cargo xtask lab down`", folder.path().display());
@@ -310,6 +323,17 @@ pub(crate) fn command_in(folder: &Folder, place: Place, words: &[&str]) -> Resul
     Ok(command)
 }
 
+/// The process id of a node's daemon, where it runs.
+pub(crate) fn pid(folder: &Folder, node: u8) -> Option<u32> {
+    daemon::running(&folder.node(node)).map(|process| process.pid)
+}
+
+/// Every process of the lab.
+pub(crate) fn pids(folder: &Folder) -> Result<Vec<u32>> {
+    let processes = leftovers::processes(folder, &Lab::is_up(folder)?.namespaces)?;
+    Ok(processes.into_iter().map(|process| process.pid).collect())
+}
+
 /// `nsenter` itself is found by this process' PATH, the program in it by the command's.
 fn paths_in(command: &Command, program: &OsString) -> OsString {
     let path = command.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, value)| value).unwrap_or_default();
@@ -354,7 +378,7 @@ fn shortened(path: &Path) -> String {
 
 /// Takes the lab down and says what was checked.
 pub(crate) fn down(folder: &Folder, quiet: bool) -> Result<()> {
-    let mut claim = Claim::take(folder.path())?;
+    let mut claim = Claim::take(folder.path(), Duration::ZERO)?;
     let was_up = folder.path().exists();
     remove(folder, &mut claim)?;
     if was_up || !quiet {

@@ -8,6 +8,7 @@ mod source;
 
 use crate::paths;
 use anyhow::{Context, Result};
+use source::Source;
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -48,18 +49,23 @@ fn check(root: &Path) -> Result<Vec<Finding>> {
     let mut findings = rules::top_level(root)?;
     let mut files = Vec::new();
     collect(root, &mut files)?;
+    let mut texts = Vec::new();
     for file in files {
         let path = root.join(&file);
         // What is not text has no rules.
-        let Ok(text) = String::from_utf8(fs::read(&path).with_context(|| format!("read {}", path.display()))?) else {
-            continue;
-        };
-        findings.extend(rules::any_file(&file, &text));
-        if file.extension().is_some_and(|extension| extension == "rs") {
-            let source = source::Source::read(&text);
-            findings.extend(rules::rust_file(&file, &source));
-            findings.extend(layers::check(&file, &source));
+        if let Ok(text) = String::from_utf8(fs::read(&path).with_context(|| format!("read {}", path.display()))?) {
+            texts.push((file, text));
         }
+    }
+    findings.extend(texts.iter().flat_map(|(file, text)| rules::any_file(file, text)));
+    let is_rust = |file: &Path| file.extension().is_some_and(|extension| extension == "rs");
+    let sources = texts.iter().filter(|(file, _)| is_rust(file)).map(|(file, text)| (file, Source::read(text)));
+    let sources: Vec<(&PathBuf, Source<'_>)> = sources.collect();
+    let tests: Vec<PathBuf> = sources.iter().flat_map(|(file, source)| source.test_modules(file)).collect();
+    for (file, source) in &sources {
+        let test = rules::is_test_file(file) || tests.iter().any(|test| file.with_extension("").starts_with(test));
+        findings.extend(rules::rust_file(file, source, test));
+        findings.extend(layers::check(file, source));
     }
     findings.sort();
     Ok(findings)

@@ -61,7 +61,8 @@ pub(crate) fn rig(name: &str, containers: usize) -> Option<Rig> {
         ip(&["-n", &node, "link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
         ip(&["-n", &node, "link", "set", &host, "master", "br0", "up"]);
         let host_part = number as u8 + 2;
-        let (v4, v6) = (Ipv4Addr::new(172, 30, 0, host_part), Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, host_part.into()));
+        let (v4, v6) =
+            (Ipv4Addr::new(172, 30, 0, host_part), Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, host_part.into()));
         address(&namespace, "eth0", &[&format!("{v4}/24"), &format!("{v6}/64")]);
         ip(&["-n", &namespace, "route", "add", "default", "via", "172.30.0.1"]);
         ip(&["-n", &namespace, "-6", "route", "add", "default", "via", "fd30::1"]);

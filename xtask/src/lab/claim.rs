@@ -8,9 +8,12 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 const FILE: &str = "/run/edged-lab.lock";
+const POLL: Duration = Duration::from_millis(500);
 
 /// The right to change the machine's lab, held until it is dropped.
 pub(super) struct Claim {
@@ -19,28 +22,27 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Waits for another verb to end, then takes the right to change the lab of `folder`.
+    /// Waits for another verb to end, then takes the right to change the lab of `folder`. Where the lab of another
+    /// checkout is up, that one gets `patience` to go away.
     ///
     /// # Errors
-    /// When the lab of another checkout is up.
-    pub(super) fn take(folder: &Path) -> Result<Self> {
-        let mut options = File::options();
-        let mut file = options
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(FILE)
-            .with_context(|| format!("open {FILE}"))?;
-        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
-        let mut owner = String::new();
-        file.read_to_string(&mut owner).with_context(|| format!("read {FILE}"))?;
-        let owner = Path::new(owner.trim());
-        // A folder that is gone left nothing that could be taken down from it.
-        if owner != Path::new("") && owner != folder && owner.exists() {
-            bail!("the lab of another checkout is up in {}: run `cargo xtask lab down` there first", owner.display());
+    /// When the lab of another checkout is up, and stays.
+    pub(super) fn take(folder: &Path, patience: Duration) -> Result<Self> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let (file, owner) = locked()?;
+            // A folder that is gone left nothing that could be taken down from it.
+            if owner == folder || !owner.exists() {
+                return Ok(Self { file, folder: folder.to_owned() });
+            }
+            if Instant::now() >= deadline {
+                let owner = owner.display();
+                bail!("the lab of another checkout is up in {owner}: run `cargo xtask lab down` there first");
+            }
+            // Its owner needs the lock to take it down.
+            drop(file);
+            sleep(POLL);
         }
-        Ok(Self { file, folder: folder.to_owned() })
     }
 
     /// Marks the machine's lab as being up in this folder.
@@ -62,4 +64,15 @@ impl Claim {
         };
         put().with_context(|| format!("write {FILE}"))
     }
+}
+
+/// The locked file and the folder it names; an empty path, which exists nowhere, where it names none.
+fn locked() -> Result<(File, PathBuf)> {
+    let mut options = File::options();
+    let options = options.create(true).truncate(false).read(true).write(true);
+    let mut file = options.open(FILE).with_context(|| format!("open {FILE}"))?;
+    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
+    let mut owner = String::new();
+    file.read_to_string(&mut owner).with_context(|| format!("read {FILE}"))?;
+    Ok((file, PathBuf::from(owner.trim())))
 }

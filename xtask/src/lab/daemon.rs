@@ -69,7 +69,7 @@ fn configuration(node: &NodeFolder, number: u8, entry: &Entry) -> String {
         Entry::Wait => String::new(),
     };
     format!(
-        "state-dir = {:?}\nrun-dir = \"/run/edged\"\nsocket = {:?}\nhostname = \"{place}\"\nnode-key = {:?}\n\
+        "state-dir = {:?}\nrun-dir = \"/run/edged/{place}\"\nsocket = {:?}\nhostname = \"{place}\"\nnode-key = {:?}\n\
          advertise-addr = {:?}\nuplinks = [\"{UPLINK}\"]\ninsecure-registries = [\"{}:5000\", \"127.0.0.1:5000\"]\n{entry}",
         node.state(),
         node.socket(),
@@ -290,7 +290,7 @@ mod tests {
         let folder = Folder::new("/lab".into());
         assert_eq!(
             configuration(&folder.node(1), 1, &Entry::Init),
-            "state-dir = \"/lab/n1/state\"\nrun-dir = \"/run/edged\"\nsocket = \"/lab/n1/docker.sock\"\nhostname = \"n1\"\n\
+            "state-dir = \"/lab/n1/state\"\nrun-dir = \"/run/edged/n1\"\nsocket = \"/lab/n1/docker.sock\"\nhostname = \"n1\"\n\
              node-key = \"lab-n1\"\nadvertise-addr = \"10.99.0.1\"\nuplinks = [\"eth0\"]\n\
              insecure-registries = [\"10.99.0.254:5000\", \"127.0.0.1:5000\"]\ninit = true\n"
         );

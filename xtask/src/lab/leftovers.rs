@@ -36,7 +36,7 @@ pub(super) fn on_node(folder: &Folder, number: u8) -> Result<Vec<String>> {
          find /sys/fs/bpf -mindepth 1 | grep -v '[.]debug$' | sed 's/^/pin /'\n\
          nft list tables | sed 's/^table/nftables table/'\n\
          awk '{{print $5}}' /proc/self/mountinfo | grep -E '^({}|/run/edged)/' | sed 's/^/mount /'\n\
-         find /run/edged -mindepth 1 -path '*shim*' | sed 's/^/file /'\n\
+         find /run/edged -mindepth 1 | sed 's/^/file /'\n\
          exit 0",
         folder.node(number).path().display()
     );

@@ -36,7 +36,7 @@ mount --rbind "$holder" /sys/fs/cgroup
 umount --lazy "$holder"
 rmdir "$holder"
 mount -t bpf bpf /sys/fs/bpf
-# Its own runtime folder, as on a machine of its own.
+# Its own runtime folder, as on a machine of its own; the daemon's is below it, since it removes that itself.
 mkdir -p /run/edged
 mount -t tmpfs -o mode=0755 edged-run /run/edged
 # The world outside, and with it the upstream name server, is the client.

@@ -2,6 +2,8 @@
 //!
 //! This is a scanner of tokens' borders, not a parser: enough to tell code from prose and tests from the product.
 
+use std::path::{Path, PathBuf};
+
 /// A Rust file.
 pub(super) struct Source<'a> {
     /// As it is.
@@ -23,6 +25,19 @@ impl<'a> Source<'a> {
     pub(super) fn lines(&self) -> impl Iterator<Item = (usize, &str, bool)> {
         let lines = self.code.lines().enumerate();
         lines.map(|(index, line)| (index + 1, line, self.test_lines.get(index).copied().unwrap_or(false)))
+    }
+}
+
+impl Source<'_> {
+    /// The modules in files of their own that this file declares under `#[cfg(test)]`, as paths without `.rs`.
+    pub(super) fn test_modules(&self, file: &Path) -> Vec<PathBuf> {
+        let own_folder = matches!(file.file_stem().and_then(|stem| stem.to_str()), Some("mod" | "lib" | "main"));
+        let folder = if own_folder { file.with_file_name("") } else { file.with_extension("") };
+        let declarations = self.lines().filter(|(_, _, test)| *test).filter_map(|(_, line, _)| {
+            let declared = line.trim().strip_suffix(';')?.rsplit_once("mod ")?.1;
+            declared.chars().all(is_word).then(|| folder.join(declared))
+        });
+        declarations.collect()
     }
 }
 
@@ -171,6 +186,13 @@ mod tests {
     fn lifetimes_and_words_that_end_like_a_prefix_are_code() {
         let text = "fn f<'a>(attr: &'a str) -> &'a str { var }";
         assert_eq!(blanked(text), text);
+    }
+
+    #[test]
+    fn modules_that_only_tests_have_are_found_by_their_declaration() {
+        let source = Source::read("#[cfg(test)]\nmod fake;\nmod real;\n#[cfg(test)]\nmod tests { mod inner; }\n");
+        assert_eq!(source.test_modules(Path::new("src/image/mod.rs")), [PathBuf::from("src/image/fake")]);
+        assert_eq!(source.test_modules(Path::new("src/image.rs")), [PathBuf::from("src/image/fake")]);
     }
 
     #[test]
