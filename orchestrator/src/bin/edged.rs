@@ -28,13 +28,9 @@ enum Command {
 
 fn main() -> ExitCode {
     // The shim must be decided before anything starts a thread or allocates much: libcontainer clones this process.
-    let words = std::env::args_os().skip(1).collect::<Vec<_>>();
-    if let [first, rest @ ..] = words.as_slice()
-        && first == "shim"
-    {
-        runtime::shim::main(rest);
+    if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
+        runtime::shim::main();
     }
-    drop(words);
     let args = Args::parse();
     telemetry::init();
     match run(args) {

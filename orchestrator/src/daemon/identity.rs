@@ -76,7 +76,7 @@ impl Identity {
 }
 
 /// 128 bits of the kernel's randomness (getrandom(2)); blocks only before the pool is seeded at boot.
-fn random() -> u128 {
+pub(super) fn random() -> u128 {
     let mut bytes = [0u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .expect("16 bytes come whole once the pool is seeded");

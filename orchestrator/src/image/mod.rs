@@ -161,9 +161,9 @@ impl Images {
         &'a self,
         reference: &'a Reference,
         credentials: Option<&'a Credentials>,
-    ) -> impl Iterator<Item = (&'a str, Option<&'a Credentials>)> {
+    ) -> Vec<(&'a str, Option<&'a Credentials>)> {
         let mirrors = self.0.config.mirrors.get(reference.registry()).into_iter().flatten();
-        mirrors.map(|mirror| (mirror.as_str(), None)).chain([(reference.registry(), credentials)])
+        mirrors.map(|mirror| (mirror.as_str(), None)).chain([(reference.registry(), credentials)]).collect()
     }
 
     /// Sends an image to the registry its name says. The image must have that name here, see [`Images::tag`].

@@ -9,7 +9,7 @@ use crate::{
     clock,
     daemon::Daemon,
     image::manifest::RunConfig,
-    runtime::{self, RuntimeError},
+    runtime::{self, RuntimeError, Stream},
 };
 use futures_util::StreamExt;
 use orchestrator_core::{
@@ -111,16 +111,20 @@ impl Daemon {
         let query = runtime::LogQuery {
             stdout: query.stdout,
             stderr: query.stderr,
-            since: query.since.map(|at| UnixMillis(at / NANOS)),
-            until: query.until.map(|at| UnixMillis(at / NANOS)),
-            tail: query.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
+            since_nanos: query.since,
+            until_nanos: query.until,
+            tail: query.tail,
             follow: query.follow,
         };
-        let lines = self.drivers.runtime.logs(task, query).await.map_err(of_runtime)?;
-        let lines = lines.map(|line| {
-            let line = line.map_err(of_runtime)?;
-            let stream = if line.stderr { Stdio::Err } else { Stdio::Out };
-            Ok(LogLine { at: line.time, stream, bytes: line.bytes })
+        let logs = self.drivers.runtime.logs(task, query).await.map_err(of_runtime)?;
+        let lines = futures_util::stream::unfold(logs, |mut logs| async move {
+            let line = logs.next().await?;
+            let line = line.map_err(of_runtime).map(|line| LogLine {
+                at: line.unix_nanos,
+                stream: if line.stream == Stream::Stderr { Stdio::Err } else { Stdio::Out },
+                bytes: line.bytes.into(),
+            });
+            Some((line, logs))
         });
         Ok(lines.boxed())
     }

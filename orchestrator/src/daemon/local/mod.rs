@@ -156,6 +156,12 @@ impl Daemon {
                 fix: "run edged as root".into(),
             }),
         }
+        findings.extend(crate::runtime::host::facts().into_iter().map(|fact| Finding {
+            what: fact.name.into(),
+            ok: fact.ok,
+            why: fact.found,
+            fix: if fact.ok { String::new() } else { fact.remedy },
+        }));
         findings
     }
 
