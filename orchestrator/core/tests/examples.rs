@@ -1,7 +1,16 @@
 //! The planner by example: what happens, and what it answers. The lines are explained in `support`.
 
 mod support;
-use support::check;
+use support::Cluster;
+
+/// Runs a script in a new cluster and compares all that it printed.
+#[track_caller]
+fn check(script: &str, expected: &str) {
+    let printed = Cluster::new().run(script);
+    let expected: String =
+        expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
+    assert!(printed == expected, "\n--- printed\n{printed}\n--- expected\n{expected}");
+}
 
 #[test]
 fn replicas_are_spread_over_the_nodes() {
