@@ -21,8 +21,11 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
             continue;
         }
         let policy = version.spec.task.restart;
-        for (slot, tasks) in work.slots_of(id) {
-            let Some(head) = work.head(&tasks) else { continue };
+        for (&slot, tasks) in work.slots_of(id).iter() {
+            let Some(head) = work.head(tasks) else { continue };
+            if work.task(head).outcome.is_none() {
+                continue;
+            }
             let task = work.task(head).value.clone();
             let Some(outcome) = &task.outcome else { continue };
             // The old half of a start-first update, which is wanted again: it takes the slot back.
@@ -33,7 +36,7 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
                 work.end_task(head);
                 continue;
             }
-            match decide(work, &service, &policy, slot, &tasks, &task, outcome) {
+            match decide(work, &service, &policy, slot, tasks, &task, outcome) {
                 None => {
                     work.end_task(head);
                     work.create_task(&service, slot);
