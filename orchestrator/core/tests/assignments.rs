@@ -1,5 +1,7 @@
 //! What a node is told to have: its tasks, its history, and who serves which port anywhere.
 
+#![cfg(test)]
+
 mod support;
 
 use orchestrator_core::{

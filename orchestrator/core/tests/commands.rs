@@ -1,5 +1,7 @@
 //! What users' commands become, how they are refused, and how things are found by name.
 
+#![cfg(test)]
+
 mod support;
 
 use orchestrator_core::{

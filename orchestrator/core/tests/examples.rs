@@ -1,5 +1,7 @@
 //! The planner by example: what happens, and what it answers. The lines are explained in `support`.
 
+#![cfg(test)]
+
 mod support;
 use support::Cluster;
 

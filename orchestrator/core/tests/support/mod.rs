@@ -105,7 +105,7 @@ impl Cluster {
                 self.now = self.now + Millis::from_secs(seconds.parse().unwrap());
                 return None;
             }
-            ("all", [report @ ..]) => {
+            ("all", report) => {
                 let fresh = |id: &&TaskId| {
                     let task = &self.state.tasks[id];
                     let placed = task.placed.as_ref().filter(|_| task.outcome.is_none());
