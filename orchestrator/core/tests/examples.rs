@@ -1341,3 +1341,67 @@ fn a_port_belongs_to_one_service() {
         ",
     );
 }
+
+#[test]
+fn a_node_on_which_a_service_keeps_failing_is_avoided() {
+    check(
+        "
+        node a
+        node b
+        service web replicas=2 restart_delay=1
+        plan
+        web.2 running
+        web.1 rejected
+        time 1
+        plan
+        web.1 rejected
+        time 2
+        plan
+        web.1 rejected
+        time 4
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        + web.2/a: v1, on b
+        --
+        ~ web.1/a: shutdown, rejected
+        + web.1/b: v1, on a
+        --
+        ~ web.1/b: shutdown, rejected
+        + web.1/c: v1, on a
+        --
+        ~ web.1/c: shutdown, rejected
+        + web.1/d: v1, on b
+        ",
+    );
+}
+
+#[test]
+fn a_new_spec_that_cannot_be_started_either_waits_anew() {
+    check(
+        "
+        node a
+        service web image=typo restart_delay=5 on_failure=continue
+        plan
+        web.1 rejected
+        time 600
+        update web image=worse
+        plan
+        web.1 rejected
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        ~ web.1/a: shutdown, rejected
+        + web.1/b: v2, on a
+        ~ web: Updating
+        --
+        ~ web.1/b: rejected
+        ~ web: Completed
+        ? web.1/b: waits for the restart delay
+        wake in 5 s
+        ",
+    );
+}

@@ -4,7 +4,7 @@
 
 mod support;
 
-use orchestrator_core::{model::*, state::*};
+use orchestrator_core::model::*;
 use std::sync::Arc;
 use support::Cluster;
 

@@ -86,7 +86,7 @@ fn decide(
         }
     }
     let delay = match outcome.end {
-        End::Rejected => rejected_delay(work, policy, tasks, task),
+        End::Rejected => rejected_delay(work, service, policy, tasks, task),
         _ => policy.delay,
     };
     work.due(outcome.at, delay).map(Why::RestartDelay)
@@ -109,11 +109,12 @@ pub(super) fn kept_attempts(policy: &RestartPolicy) -> usize {
 }
 
 /// Twice the time between the last two attempts: the kept history is memory enough for an exponential back-off.
-fn rejected_delay(work: &Work<'_>, policy: &RestartPolicy, tasks: &[TaskId], task: &Task) -> Millis {
+fn rejected_delay(work: &Work<'_>, service: &Service, policy: &RestartPolicy, tasks: &[TaskId], task: &Task) -> Millis {
     let least = policy.delay.max(REJECTED_DELAY_MIN);
     let older: Vec<TaskId> = tasks.iter().copied().take_while(|id| *id != task.id).collect();
-    let before = older.last().and_then(|id| work.task(*id).outcome.clone());
-    let Some(before) = before.filter(|before| before.end == End::Rejected) else { return least };
-    let waited = task.created_at.since(before.at);
+    let before = older.last().map(|id| work.task(*id)).filter(|before| work.is_current(service, before.version));
+    let rejected = before.and_then(|before| before.outcome.as_ref()).filter(|before| before.end == End::Rejected);
+    let Some(rejected) = rejected else { return least };
+    let waited = task.created_at.since(rejected.at);
     Millis(waited.0.saturating_mul(2)).min(REJECTED_DELAY_MAX).max(least)
 }
