@@ -177,3 +177,59 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Placed, Service, Task, UnixMillis};
+    use crate::state::Object;
+    use std::string::ToString;
+
+    fn task(id: u128, index: u16, backends: Vec<u16>) -> Object {
+        Object::Task(Task {
+            id: TaskId(id),
+            service: ServiceId(1),
+            slot: Slot::Replica(1),
+            version: 1,
+            created_at: UnixMillis(0),
+            placed: Some(Placed { node: NodeId(1), index, backends }),
+            desired: Desired::Run,
+            outcome: None,
+        })
+    }
+
+    fn service(id: u128) -> Object {
+        Object::Service(Service {
+            id: ServiceId(id),
+            name: Name::new("web").expect("a valid name"),
+            current: 1,
+            previous: None,
+            removed: false,
+            created_at: UnixMillis(0),
+            updated_at: UnixMillis(0),
+            ports: Vec::new(),
+            update: None,
+        })
+    }
+
+    fn violations(objects: Vec<Object>) -> Vec<std::string::String> {
+        let mut state = State::default();
+        let changes = objects.into_iter().map(|object| state.put_change(object)).collect();
+        state.apply(1, &crate::state::Entry { at: UnixMillis(0), reads: Vec::new(), changes });
+        state.check().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_empty_state_is_in_order() {
+        assert_eq!(State::default().check(), []);
+    }
+
+    #[test]
+    fn what_refers_to_nothing_is_found() {
+        let found = violations(std::vec![service(1), service(2), task(9, 2, Vec::new())]);
+        assert_eq!(found.len(), 4);
+        assert!(found[0].ends_with("wants version 1, which does not exist"), "{found:?}");
+        assert!(found[2].ends_with("are both named web"), "{found:?}");
+        assert!(found[3].ends_with("is of version 1, which does not exist"), "{found:?}");
+    }
+}

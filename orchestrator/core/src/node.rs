@@ -306,10 +306,7 @@ fn is_serving(assignment: &Assignment, task: TaskId, serving: &BTreeSet<u16>) ->
 /// Whether a task may get traffic: it runs and, where a check is asked for, is healthy.
 #[must_use]
 pub fn is_ready(seen: &TaskObserved) -> bool {
-    matches!(
-        &seen.container,
-        Some(Container { phase: Phase::Running { .. }, health: None | Some(Health::Healthy) })
-    )
+    matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, health: None | Some(Health::Healthy) }))
 }
 
 /// The forwarding tables that the node should have: published ports, with those local tasks behind them that are ready.

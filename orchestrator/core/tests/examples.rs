@@ -1,7 +1,18 @@
 //! The planner by example: what happens, and what it answers. The lines are explained in `support`.
 
+#![cfg(test)]
+
 mod support;
-use support::check;
+use support::Cluster;
+
+/// Runs a script in a new cluster and compares all that it printed.
+#[track_caller]
+fn check(script: &str, expected: &str) {
+    let printed = Cluster::new().run(script);
+    let expected: String =
+        expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect();
+    assert!(printed == expected, "\n--- printed\n{printed}\n--- expected\n{expected}");
+}
 
 #[test]
 fn replicas_are_spread_over_the_nodes() {
@@ -1327,6 +1338,70 @@ fn a_port_belongs_to_one_service() {
         refused: port '8080' is already in use by service 'web' (4bd7fdd46jai484vfz2hn8u5w) as an ingress port
         refused: port '8080' is already in use by service 'web' (4bd7fdd46jai484vfz2hn8u5w) as an ingress port
         refused: port '8080' is already in use by service 'web' (4bd7fdd46jai484vfz2hn8u5w) as an ingress port
+        ",
+    );
+}
+
+#[test]
+fn a_node_on_which_a_service_keeps_failing_is_avoided() {
+    check(
+        "
+        node a
+        node b
+        service web replicas=2 restart_delay=1
+        plan
+        web.2 running
+        web.1 rejected
+        time 1
+        plan
+        web.1 rejected
+        time 2
+        plan
+        web.1 rejected
+        time 4
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        + web.2/a: v1, on b
+        --
+        ~ web.1/a: shutdown, rejected
+        + web.1/b: v1, on a
+        --
+        ~ web.1/b: shutdown, rejected
+        + web.1/c: v1, on a
+        --
+        ~ web.1/c: shutdown, rejected
+        + web.1/d: v1, on b
+        ",
+    );
+}
+
+#[test]
+fn a_new_spec_that_cannot_be_started_either_waits_anew() {
+    check(
+        "
+        node a
+        service web image=typo restart_delay=5 on_failure=continue
+        plan
+        web.1 rejected
+        time 600
+        update web image=worse
+        plan
+        web.1 rejected
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        ~ web.1/a: shutdown, rejected
+        + web.1/b: v2, on a
+        ~ web: Updating
+        --
+        ~ web.1/b: rejected
+        ~ web: Completed
+        ? web.1/b: waits for the restart delay
+        wake in 5 s
         ",
     );
 }

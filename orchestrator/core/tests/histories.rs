@@ -2,6 +2,8 @@
 //! replaced and leave plans of the past behind. Whatever happens, the state keeps its rules; when the faults stop, the
 //! cluster arrives at what is wanted, woken by nothing but `wake_at`.
 
+#![cfg(test)]
+
 use orchestrator_core::{
     assignment::{Assignment, assign},
     find::find_service,

@@ -1,6 +1,8 @@
 //! The envelope: golden bytes of every kind, so that a change of the format is a decision and not an accident, and refusals
 //! of everything that is not exactly such bytes.
 
+#![cfg(test)]
+
 use orchestrator_core::{
     assignment::{AssignedBackend, AssignedService, AssignedTask, Assignment},
     model::*,

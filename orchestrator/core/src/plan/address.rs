@@ -107,7 +107,7 @@ impl Numbers {
 
     /// Whether [`Self::take`] finds one.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.used.len() >= usize::from(*self.range.end() - *self.range.start()) + 1
+        self.used.len() > usize::from(*self.range.end() - *self.range.start())
     }
 
     /// A number that no task has, if possible not even one that ended. `task` decides where to begin if nothing is known.
@@ -121,5 +121,64 @@ impl Numbers {
         self.used.insert(number);
         self.next = Some(if number == last { first } else { number + 1 });
         Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Desired, End, Outcome, ServiceId, Slot, UnixMillis};
+
+    fn task(ended: bool) -> Task {
+        let outcome = Outcome { end: End::Failed, at: UnixMillis(0), exit_code: None, message: "".into() };
+        Task {
+            id: TaskId(1),
+            service: ServiceId(1),
+            slot: Slot::Replica(1),
+            version: 1,
+            created_at: UnixMillis(0),
+            placed: None,
+            desired: Desired::Run,
+            outcome: ended.then_some(outcome),
+        }
+    }
+
+    #[test]
+    fn numbers_go_up_from_the_newest_task_and_wrap_around() {
+        let mut numbers = Numbers::new(1..=5);
+        numbers.note(4, &task(false), 8);
+        numbers.note(2, &task(false), 3);
+        let taken: Vec<_> = (0..4).map(|_| numbers.take(TaskId(0))).collect();
+        assert_eq!(taken, [Some(5), Some(1), Some(3), None]);
+    }
+
+    #[test]
+    fn numbers_of_ended_tasks_are_used_again_only_when_there_are_no_others() {
+        let mut numbers = Numbers::new(1..=4);
+        numbers.note(1, &task(false), 1);
+        numbers.note(2, &task(true), 2);
+        let taken: Vec<_> = (0..3).map(|_| numbers.take(TaskId(0))).collect();
+        assert_eq!(taken, [Some(3), Some(4), Some(2)]);
+        assert!(numbers.is_exhausted());
+    }
+
+    #[test]
+    fn with_nothing_known_the_task_decides_where_to_begin() {
+        let first = |id| Numbers::of_addresses().take(TaskId(id));
+        assert_eq!((first(0), first(7), first(65_532)), (Some(2), Some(9), Some(2)));
+        assert_eq!(first(65_531), Some(65533));
+    }
+
+    #[test]
+    fn backends_keep_their_numbers_when_ports_come_go_and_change_order() {
+        let port = |target, published| PortSpec {
+            protocol: Protocol::Tcp,
+            target,
+            published,
+            mode: crate::model::PublishMode::Ingress,
+        };
+        let old = [port(80, 8080), port(443, 8443), port(90, 9090)];
+        let new = [port(443, 443), port(81, 81), port(80, 8080)];
+        assert_eq!(carry_over(&[5, 6, 7], &old, &new), [6, 0, 5]);
     }
 }

@@ -4,30 +4,32 @@ use super::{
     place::broken_constraint,
     work::{Life, Work},
 };
-use crate::model::{
-    Availability, Desired, End, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState, UnixMillis,
+use crate::{
+    model::{
+        Availability, Desired, End, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState, UnixMillis,
+    },
+    state::Stored,
 };
-use alloc::vec::Vec;
 
 /// A node that is down for this long will not tell any more how its tasks ended (SwarmKit `defaultOrphanTimeout`, 24 h).
 const ORPHANED_AFTER: Millis = Millis::from_secs(24 * 60 * 60);
 
 /// Writes the ends of tasks into the state.
 pub(super) fn record(work: &mut Work<'_>) {
-    let open: Vec<TaskId> =
-        work.state.tasks.iter().filter(|(_, task)| task.outcome.is_none()).map(|(id, _)| *id).collect();
-    for id in open {
-        let Some(outcome) = end_of(work, id) else { continue };
-        work.change_task(id, |task| task.outcome = Some(outcome));
+    let base = work.base;
+    for (id, task) in &base.tasks {
+        let outcome = if task.outcome.is_none() { end_of(work, task) } else { None };
+        if let Some(outcome) = outcome {
+            work.change_task(*id, |task| task.outcome = Some(outcome));
+        }
     }
 }
 
-fn end_of(work: &mut Work<'_>, id: TaskId) -> Option<Outcome> {
-    let stored = work.task(id).clone();
-    let node = stored.placed.as_ref()?.node;
-    let now = work.now.max(stored.created_at);
+fn end_of(work: &mut Work<'_>, task: &Stored<Task>) -> Option<Outcome> {
+    let node = task.placed.as_ref()?.node;
+    let now = work.now.max(task.created_at);
     let ended = |end: End, message: &str| Some(Outcome { end, at: now, exit_code: None, message: message.into() });
-    let ending = stored.desired != Desired::Run;
+    let ending = task.desired != Desired::Run;
     match work.life(node) {
         Life::Gone => ended(End::Orphaned, "its node left the cluster"),
         Life::Down(since) if ending => {
@@ -38,13 +40,11 @@ fn end_of(work: &mut Work<'_>, id: TaskId) -> Option<Outcome> {
             }
         }
         Life::Down(_) | Life::Unknown => None,
-        Life::Up => match work.report(id) {
+        Life::Up => match work.report(task) {
             // It leaves no trace; that it is gone shows when its node no longer reports it.
-            Some(_) if stored.desired == Desired::Remove => None,
-            Some(report) => outcome(&stored, report, work.now),
-            None if stored.desired == Desired::Shutdown && answers(work, node, stored.revision) => {
-                ended(End::Shutdown, "")
-            }
+            Some(_) if task.desired == Desired::Remove => None,
+            Some(report) => outcome(task, report, work.now),
+            None if task.desired == Desired::Shutdown && answers(work, node, task.revision) => ended(End::Shutdown, ""),
             None => None,
         },
     }
@@ -77,9 +77,9 @@ pub(super) fn evict(work: &mut Work<'_>) {
         if wanted.removed {
             continue;
         }
-        for (slot, tasks) in work.slots_of(service) {
-            let Some(head) = work.head(&tasks) else { continue };
-            for id in tasks {
+        for (&slot, tasks) in work.slots_of(service).iter() {
+            let Some(head) = work.head(tasks) else { continue };
+            for &id in tasks {
                 if !lost(work, slot, id) {
                     continue;
                 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     assignment::published_ports,
     model::{
-        Availability, Constraint, Desired, HeldPort, Millis, Node, NodeId, Placed, Placement, Platform, PortSpec,
+        Availability, Constraint, Desired, End, HeldPort, Millis, Node, NodeId, Placed, Placement, Platform, PortSpec,
         Protocol, PublishMode, Resources, Role, Service, ServiceId, ServiceSpec, Slot, Task, TaskId,
     },
     state::Key,
@@ -24,6 +24,11 @@ use alloc::{
 /// A task that was told to end and does not, beyond its grace period, holds up its successor no longer (SwarmKit
 /// `defaultOldTaskTimeout`).
 const PREDECESSOR_WAIT: Millis = Millis::from_secs(60);
+
+/// A node on which this many tasks of a service failed within [`FAILURES_WITHIN`] comes after all others for that service.
+/// SwarmKit's rule (`manager/scheduler/nodeinfo.go`) with 3 instead of 5: what could not be started is tried ever more seldom.
+const FAILING: u32 = 3;
+const FAILURES_WITHIN: Millis = Millis::from_secs(5 * 60);
 
 /// The first constraint that does not hold on a node.
 pub(super) fn broken_constraint<'p>(placement: &'p Placement, node: &Node) -> Option<&'p Constraint> {
@@ -141,6 +146,8 @@ struct NodeUsage {
     tasks: u32,
     /// Of each service, those that shall run.
     services: BTreeMap<ServiceId, u32>,
+    /// Of each service, those that failed lately.
+    failures: BTreeMap<ServiceId, u32>,
     nano_cpus: u64,
     memory_bytes: u64,
     host_ports: BTreeMap<(Protocol, u16), TaskId>,
@@ -152,6 +159,7 @@ impl Default for NodeUsage {
         Self {
             tasks: 0,
             services: BTreeMap::new(),
+            failures: BTreeMap::new(),
             nano_cpus: 0,
             memory_bytes: 0,
             host_ports: BTreeMap::new(),
@@ -170,7 +178,11 @@ impl Usage {
             }
             let node = usage.nodes.entry(placed.node).or_default();
             node.addresses.note(placed.index, task, task.created);
-            if task.outcome.is_some() {
+            if let Some(outcome) = &task.outcome {
+                let failed = matches!(outcome.end, End::Failed | End::Rejected);
+                if failed && work.now.since(outcome.at) < FAILURES_WITHIN {
+                    *node.failures.entry(task.service).or_default() += 1;
+                }
                 continue;
             }
             let Some(service) = work.state.services.get(&task.service) else { continue };
@@ -201,8 +213,15 @@ impl NodeUsage {
     }
 }
 
-/// A node in the order in which it is tried: fewest tasks of the service, then fewest tasks.
-type Rank = (u32, u32, NodeId);
+/// A node in the order in which it is tried.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Tasks of the service kept failing there: it would otherwise look the least loaded and get the next one, too.
+    failing: bool,
+    of_service: u32,
+    tasks: u32,
+    node: NodeId,
+}
 
 /// Tasks of one version of a service, placed together: what does not change from task to task is asked once per node.
 struct Group<'g> {
@@ -266,7 +285,12 @@ impl<'g> Group<'g> {
     }
 
     fn rank(&self, usage: &Usage, node: NodeId) -> Rank {
-        usage.nodes.get(&node).map_or((0, 0, node), |known| (known.of_service(self.service.id), known.tasks, node))
+        usage.nodes.get(&node).map_or(Rank { failing: false, of_service: 0, tasks: 0, node }, |known| Rank {
+            failing: known.failures.get(&self.service.id).is_some_and(|failures| *failures >= FAILING),
+            of_service: known.of_service(self.service.id),
+            tasks: known.tasks,
+            node,
+        })
     }
 
     /// Why a node takes no task of this version at all, as long as nodes and reports are as they are.
@@ -418,7 +442,7 @@ impl Spread {
         let known = self.paths.contains_key(&node.id);
         let path: Vec<String> = placement.spread.iter().map(value).collect();
         // A node that is seen anew brings the tasks it has; one that comes back has got one more.
-        let more = if known { 1 } else { rank.0 };
+        let more = if known { 1 } else { rank.of_service };
         for depth in 1..=path.len() {
             *self.tasks.entry(path[..depth].to_vec()).or_default() += more;
         }
@@ -429,7 +453,7 @@ impl Spread {
     /// Takes one node out.
     fn remove(&mut self, node: NodeId) {
         for ranks in self.buckets.values_mut() {
-            ranks.retain(|(_, _, other)| *other != node);
+            ranks.retain(|rank| rank.node != node);
         }
     }
 
@@ -441,8 +465,7 @@ impl Spread {
         let open = self.buckets.iter().filter(|(_, ranks)| !ranks.is_empty());
         let best =
             open.min_by_key(|(path, ranks)| (load(path), ranks.first().copied())).map(|(path, _)| path.clone())?;
-        let (_, _, node) = self.buckets.get_mut(&best)?.pop_first()?;
-        Some(node)
+        self.buckets.get_mut(&best)?.pop_first().map(|rank| rank.node)
     }
 }
 

@@ -22,11 +22,11 @@ pub(super) fn history(work: &mut Work<'_>) {
     for service in work.service_ids() {
         let policy = work.wanted(service).map(|(_, version)| version.spec.task.restart);
         let limit = limit.max(policy.as_ref().map_or(0, kept_attempts));
-        for (_, tasks) in work.slots_of(service) {
+        for tasks in work.slots_of(service).values() {
             // While a task has no node, the one before tells that its slot served.
-            let waits = work.head(&tasks).is_some_and(|head| work.task(head).placed.is_none());
+            let waits = work.head(tasks).is_some_and(|head| work.task(head).placed.is_none());
             let kept = limit.max(usize::from(waits));
-            let traces: Vec<TaskId> = tasks.into_iter().filter(|id| is_trace(work.task(*id))).collect();
+            let traces: Vec<TaskId> = tasks.iter().copied().filter(|id| is_trace(work.task(*id))).collect();
             let old = traces.len().saturating_sub(kept);
             for id in traces.into_iter().take(old) {
                 work.delete(Key::Task(id));
@@ -49,7 +49,7 @@ fn has_vanished(work: &Work<'_>, task: &Stored<Task>) -> bool {
     }
     let Some(placed) = task.placed.as_ref().filter(|_| task.outcome.is_none()) else { return true };
     // What this plan wants, no node knows yet.
-    work.is_unchanged(task.id) && answers(work, placed.node, task.revision) && work.report(task.id).is_none()
+    work.is_unchanged(task.id) && answers(work, placed.node, task.revision) && work.report(task).is_none()
 }
 
 /// Kept for `service ps` only: the one that stands for its slot is not.

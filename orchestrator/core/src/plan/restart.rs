@@ -21,8 +21,11 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
             continue;
         }
         let policy = version.spec.task.restart;
-        for (slot, tasks) in work.slots_of(id) {
-            let Some(head) = work.head(&tasks) else { continue };
+        for (&slot, tasks) in work.slots_of(id).iter() {
+            let Some(head) = work.head(tasks) else { continue };
+            if work.task(head).outcome.is_none() {
+                continue;
+            }
             let task = work.task(head).value.clone();
             let Some(outcome) = &task.outcome else { continue };
             // The old half of a start-first update, which is wanted again: it takes the slot back.
@@ -33,7 +36,7 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
                 work.end_task(head);
                 continue;
             }
-            match decide(work, &service, &policy, slot, &tasks, &task, outcome) {
+            match decide(work, &service, &policy, slot, tasks, &task, outcome) {
                 None => {
                     work.end_task(head);
                     work.create_task(&service, slot);
@@ -83,7 +86,7 @@ fn decide(
         }
     }
     let delay = match outcome.end {
-        End::Rejected => rejected_delay(work, policy, tasks, task),
+        End::Rejected => rejected_delay(work, service, policy, tasks, task),
         _ => policy.delay,
     };
     work.due(outcome.at, delay).map(Why::RestartDelay)
@@ -106,11 +109,12 @@ pub(super) fn kept_attempts(policy: &RestartPolicy) -> usize {
 }
 
 /// Twice the time between the last two attempts: the kept history is memory enough for an exponential back-off.
-fn rejected_delay(work: &Work<'_>, policy: &RestartPolicy, tasks: &[TaskId], task: &Task) -> Millis {
+fn rejected_delay(work: &Work<'_>, service: &Service, policy: &RestartPolicy, tasks: &[TaskId], task: &Task) -> Millis {
     let least = policy.delay.max(REJECTED_DELAY_MIN);
     let older: Vec<TaskId> = tasks.iter().copied().take_while(|id| *id != task.id).collect();
-    let before = older.last().and_then(|id| work.task(*id).outcome.clone());
-    let Some(before) = before.filter(|before| before.end == End::Rejected) else { return least };
-    let waited = task.created_at.since(before.at);
+    let before = older.last().map(|id| work.task(*id)).filter(|before| work.is_current(service, before.version));
+    let rejected = before.and_then(|before| before.outcome.as_ref()).filter(|before| before.end == End::Rejected);
+    let Some(rejected) = rejected else { return least };
+    let waited = task.created_at.since(rejected.at);
     Millis(waited.0.saturating_mul(2)).min(REJECTED_DELAY_MAX).max(least)
 }

@@ -57,8 +57,11 @@ pub(super) fn advance(work: &mut Work<'_>) {
         if service.removed {
             continue;
         }
-        adopt(work, &service, &version.spec);
         let state = service.update.as_ref().map(|update| update.state);
+        if !state.is_some_and(is_active) && !has_old_tasks(work, &service) {
+            continue;
+        }
+        adopt(work, &service, &version.spec);
         let slots = updatable(work, id);
         for (_, tasks) in &slots {
             settle(work, &service, tasks);
@@ -78,10 +81,17 @@ pub(super) fn advance(work: &mut Work<'_>) {
     }
 }
 
+/// Whether there is anything to update: two tasks of one slot that shall run are never of one version, either.
+fn has_old_tasks(work: &Work<'_>, service: &Service) -> bool {
+    let mut tasks = work.slots.get(&service.id).into_iter().flat_map(|slots| slots.values()).flatten();
+    tasks.any(|id| work.task(*id).desired == Desired::Run && work.task(*id).version != service.current)
+}
+
 /// The slots that an update goes through: a global service's slot on a node that is down waits for the node, and the others
 /// do not wait for it.
 fn updatable(work: &mut Work<'_>, id: ServiceId) -> Vec<(Slot, SlotTasks)> {
-    let mut slots = work.slots_of(id);
+    let mut slots: Vec<(Slot, SlotTasks)> =
+        work.slots_of(id).iter().map(|(slot, tasks)| (*slot, tasks.clone())).collect();
     slots.retain(|(slot, tasks)| {
         let reachable = match slot {
             Slot::Replica(_) => true,
@@ -108,8 +118,8 @@ fn config_of(spec: &ServiceSpec, state: UpdateState) -> &UpdateConfig {
 fn too_many_failures(work: &Work<'_>, service: &Service, config: &UpdateConfig) -> Option<TaskId> {
     let mut last = None;
     let (mut failed, mut total) = (0u64, 0u64);
-    for (_, tasks) in work.slots_of(service.id) {
-        total += u64::from(work.head(&tasks).is_some());
+    for tasks in work.slots_of(service.id).values() {
+        total += u64::from(work.head(tasks).is_some());
         let failure = tasks.iter().rev().find(|id| {
             let task = work.task(**id);
             task.version == service.current
@@ -129,7 +139,7 @@ fn too_many_failures(work: &Work<'_>, service: &Service, config: &UpdateConfig) 
 fn adopt(work: &mut Work<'_>, service: &Service, spec: &ServiceSpec) {
     let current = service.current;
     let mut same: BTreeMap<u32, bool> = BTreeMap::new();
-    for id in work.slots_of(service.id).into_iter().flat_map(|(_, tasks)| tasks) {
+    for &id in work.slots_of(service.id).values().flatten() {
         let task = work.task(id);
         let version = task.version;
         if version == current || task.outcome.is_some() || task.desired != Desired::Run {

@@ -16,8 +16,8 @@ pub(super) fn fit(work: &mut Work<'_>) {
     for id in work.service_ids() {
         let Some((service, version)) = work.wanted(id) else { continue };
         if service.removed {
-            for (_, tasks) in work.slots_of(id) {
-                remove(work, &tasks);
+            for tasks in work.slots_of(id).values() {
+                remove(work, tasks);
             }
             continue;
         }
@@ -29,8 +29,9 @@ pub(super) fn fit(work: &mut Work<'_>) {
 }
 
 fn replicated(work: &mut Work<'_>, service: &Service, replicas: usize) {
-    let wanted: Vec<(Slot, SlotTasks)> =
-        work.slots_of(service.id).into_iter().filter(|(_, tasks)| work.head(tasks).is_some()).collect();
+    let slots = work.slots_of(service.id);
+    let wanted: Vec<(Slot, &SlotTasks)> =
+        slots.iter().filter(|(_, tasks)| work.head(tasks).is_some()).map(|(slot, tasks)| (*slot, tasks)).collect();
     if wanted.len() < replicas {
         let taken: BTreeSet<Slot> = wanted.iter().map(|(slot, _)| *slot).collect();
         let free = (1..).map(Slot::Replica).filter(|slot| !taken.contains(slot));
@@ -39,28 +40,28 @@ fn replicated(work: &mut Work<'_>, service: &Service, replicas: usize) {
         }
     } else if wanted.len() > replicas {
         for tasks in dispensable(work, wanted.len() - replicas, wanted) {
-            remove(work, &tasks);
+            remove(work, tasks);
         }
     }
 }
 
 /// The slots that are missed least: those that do not run, then those on nodes with the most tasks of the service, the newest
 /// first.
-fn dispensable(work: &Work<'_>, count: usize, slots: Vec<(Slot, SlotTasks)>) -> Vec<SlotTasks> {
-    struct Candidate {
+fn dispensable<'s>(work: &Work<'_>, count: usize, slots: Vec<(Slot, &'s SlotTasks)>) -> Vec<&'s SlotTasks> {
+    struct Candidate<'s> {
         running: bool,
         /// How many older slots of the service run on its node.
         rank_on_node: usize,
         created: u64,
         slot: Slot,
-        tasks: SlotTasks,
+        tasks: &'s SlotTasks,
     }
-    let mut candidates: Vec<(Option<NodeId>, Candidate)> = Vec::with_capacity(slots.len());
+    let mut candidates: Vec<(Option<NodeId>, Candidate<'s>)> = Vec::with_capacity(slots.len());
     for (slot, tasks) in slots {
         let open = |id: &&TaskId| work.task(**id).desired == Desired::Run && work.task(**id).outcome.is_none();
         let up = tasks.iter().rev().filter(open).find(|id| work.may_serve(**id)).copied();
         let node = up.and_then(|id| work.task(id).placed.as_ref()).map(|placed| placed.node);
-        let created = up.or(work.head(&tasks)).map_or(0, |id| work.task(id).created);
+        let created = up.or(work.head(tasks)).map_or(0, |id| work.task(id).created);
         candidates.push((node, Candidate { running: up.is_some(), rank_on_node: 0, created, slot, tasks }));
     }
     candidates.sort_by_key(|(_, candidate)| (candidate.created, candidate.slot));
@@ -72,7 +73,7 @@ fn dispensable(work: &Work<'_>, count: usize, slots: Vec<(Slot, SlotTasks)>) -> 
             *count += 1;
         }
     }
-    let mut candidates: Vec<Candidate> = candidates.into_iter().map(|(_, candidate)| candidate).collect();
+    let mut candidates: Vec<Candidate<'s>> = candidates.into_iter().map(|(_, candidate)| candidate).collect();
     candidates.sort_by_key(|c| (c.running, Reverse((c.rank_on_node, c.created, c.slot))));
     candidates.into_iter().take(count).map(|candidate| candidate.tasks).collect()
 }
@@ -85,8 +86,8 @@ fn remove(work: &mut Work<'_>, tasks: &[TaskId]) {
 }
 
 fn global(work: &mut Work<'_>, service: &Service, spec: &ServiceSpec) {
-    let slots: BTreeMap<Slot, SlotTasks> = work.slots_of(service.id).into_iter().collect();
-    for (slot, tasks) in &slots {
+    let slots = work.slots_of(service.id);
+    for (slot, tasks) in slots.iter() {
         let Slot::Node(node) = slot else { continue };
         match work.state.nodes.get(node) {
             None => remove(work, tasks),
@@ -121,7 +122,7 @@ fn end_open(work: &mut Work<'_>, tasks: &[TaskId]) {
 
 /// Ids of services that the user removed and that have no task left.
 pub(super) fn emptied(work: &Work<'_>) -> Vec<ServiceId> {
-    let empty = |id: &ServiceId| work.slots.get(id).is_none_or(BTreeMap::is_empty);
+    let empty = |id: &ServiceId| work.slots.get(id).is_none_or(|slots| slots.is_empty());
     let removed = work.state.services.iter().filter(|(_, service)| service.removed);
     removed.map(|(id, _)| *id).filter(empty).collect()
 }

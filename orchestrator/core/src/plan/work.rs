@@ -17,16 +17,20 @@ use alloc::{
 
 /// Tasks of one slot, the oldest first.
 pub(super) type SlotTasks = Vec<TaskId>;
+/// The slots of one service. Shared, so that a pass can go through them while it changes the working copy.
+pub(super) type Slots = Arc<BTreeMap<Slot, SlotTasks>>;
 
 pub(super) struct Work<'a> {
     /// As it was; the guards of the entry come from here.
-    base: &'a State,
+    pub(super) base: &'a State,
     pub(super) live: &'a Live,
     pub(super) now: UnixMillis,
     /// As it shall be.
     pub(super) state: State,
     /// Every task, by service and slot.
-    pub(super) slots: BTreeMap<ServiceId, BTreeMap<Slot, SlotTasks>>,
+    pub(super) slots: BTreeMap<ServiceId, Slots>,
+    /// Slots of a service without tasks.
+    no_slots: Slots,
     written: BTreeSet<Key>,
     read: BTreeSet<Key>,
     /// Tasks made by this plan: the ordinal of the next id.
@@ -62,7 +66,8 @@ impl<'a> Work<'a> {
             live,
             now,
             state: base.clone(),
-            slots,
+            slots: slots.into_iter().map(|(service, slots)| (service, Arc::new(slots))).collect(),
+            no_slots: Slots::default(),
             written: BTreeSet::new(),
             read: BTreeSet::new(),
             made: 0,
@@ -83,10 +88,9 @@ impl<'a> Work<'a> {
         Some((service.value.clone(), version.value.clone()))
     }
 
-    /// The slots of a service with their tasks, oldest first.
-    pub(super) fn slots_of(&self, id: ServiceId) -> Vec<(Slot, SlotTasks)> {
-        let slots = self.slots.get(&id).into_iter().flatten();
-        slots.map(|(slot, tasks)| (*slot, tasks.clone())).collect()
+    /// The slots of a service, as they are at this moment.
+    pub(super) fn slots_of(&self, id: ServiceId) -> Slots {
+        self.slots.get(&id).unwrap_or(&self.no_slots).clone()
     }
 
     pub(super) fn task(&self, id: TaskId) -> &Stored<Task> {
@@ -142,7 +146,7 @@ impl<'a> Work<'a> {
         };
         let next = self.base.revision + 1;
         self.state.tasks.insert(id, Stored { created: next, revision: next, value: Arc::new(task) });
-        self.slots.entry(service.id).or_default().entry(slot).or_default().push(id);
+        Arc::make_mut(self.slots.entry(service.id).or_default()).entry(slot).or_default().push(id);
         self.read.insert(Key::Service(service.id));
         self.written.insert(Key::Task(id));
         id
@@ -165,7 +169,7 @@ impl<'a> Work<'a> {
         match key {
             Key::Task(id) => {
                 let Some(task) = self.state.tasks.remove(&id) else { return };
-                if let Some(slots) = self.slots.get_mut(&task.service)
+                if let Some(slots) = self.slots.get_mut(&task.service).map(Arc::make_mut)
                     && let Some(tasks) = slots.get_mut(&task.slot)
                 {
                     tasks.retain(|other| *other != id);
@@ -231,18 +235,17 @@ impl<'a> Work<'a> {
     }
 
     /// What its node says of a task that has not ended.
-    pub(super) fn report(&self, id: TaskId) -> Option<&'a TaskReport> {
-        let node = self.task(id).placed.as_ref()?.node;
+    pub(super) fn report(&self, task: &Task) -> Option<&'a TaskReport> {
+        let node = task.placed.as_ref()?.node;
         let known = self.live.nodes.get(&node).filter(|known| known.ready)?;
-        known.report.tasks.get(&id)
+        known.report.tasks.get(&task.id)
     }
 
     /// Since when a task is up, by its node's clock; `None` if it is not.
     pub(super) fn running_since(&self, id: TaskId) -> Option<UnixMillis> {
-        if self.task(id).outcome.is_some() {
-            return None;
-        }
-        self.report(id).filter(|report| report.state == TaskState::Running).map(|report| report.since)
+        let task = self.task(id);
+        let report = self.report(task).filter(|report| task.outcome.is_none() && report.state == TaskState::Running);
+        report.map(|report| report.since)
     }
 
     /// Whether a task is up, as far as is known: a node that has not reported to this leader yet gets the benefit of the doubt.
