@@ -212,7 +212,11 @@ impl Stats {
         // user nice system idle iowait irq softirq steal; guest time is part of user time already (proc(5)).
         let ticks: u64 = cpu.split_ascii_whitespace().skip(1).take(8).filter_map(|n| n.parse::<u64>().ok()).sum();
         let cpus = stat.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).count();
-        Self { machine_cpu_nanos: ticks * 10_000_000, machine_cpus: u32::try_from(cpus).unwrap_or(1), ..Self::default() }
+        Self {
+            machine_cpu_nanos: ticks * 10_000_000,
+            machine_cpus: u32::try_from(cpus).unwrap_or(1),
+            ..Self::default()
+        }
     }
 }
 
@@ -288,7 +292,8 @@ mod tests {
             ["cpu", "memory", "unified"].map(|c| PathBuf::from(format!("/sys/fs/cgroup/{c}/edged-a/t")))
         );
 
-        let unified = Hierarchies::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
+        let unified =
+            Hierarchies::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(unified.is_v2());
         assert_eq!(unified.oom_file("edged-a/t"), Some("/sys/fs/cgroup/edged-a/t/memory.events".into()));
         assert_eq!(unified.shim_groups("edged-a"), [PathBuf::from("/sys/fs/cgroup/edged-a/shims/cgroup.procs")]);

@@ -85,7 +85,10 @@ mod tests {
         fs::create_dir(root.path().join("inner")).unwrap();
         create_dir_all(root.path(), Path::new("/up/a/b")).unwrap();
         assert!(root.path().join("inner/a/b").is_dir());
-        assert_eq!(real_path(root.path(), Path::new("up/a")).unwrap(), root.path().canonicalize().unwrap().join("inner/a"));
+        assert_eq!(
+            real_path(root.path(), Path::new("up/a")).unwrap(),
+            root.path().canonicalize().unwrap().join("inner/a")
+        );
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Runtime {
             }
         })
         .await?;
-        ExecSession::new(task, pid, ends, stdin, connection).at(if tty { "use the terminal of" } else { "use the pipes of" }, task.to_string())
+        ExecSession::new(task, pid, ends, stdin, connection)
+            .at(if tty { "use the terminal of" } else { "use the pipes of" }, task.to_string())
     }
 
     /// Standard input of a container that was made with it open, or its terminal.
@@ -236,7 +237,9 @@ impl ExecOutput {
         let mut index = 0;
         while let Some((stream, fd)) = streams.get(index) {
             match poll_io(fd, context, |fd| rustix::io::read(fd, &mut *buffer)) {
-                Poll::Ready(Ok(length)) if length > 0 => return Poll::Ready(Some(Ok((*stream, buffer[..length].to_vec())))),
+                Poll::Ready(Ok(length)) if length > 0 => {
+                    return Poll::Ready(Some(Ok((*stream, buffer[..length].to_vec()))));
+                }
                 // A terminal whose last user has left yields EIO (pty(7)).
                 Poll::Ready(Ok(_)) => drop(streams.remove(index)),
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EIO) => drop(streams.remove(index)),

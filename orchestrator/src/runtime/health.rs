@@ -136,7 +136,14 @@ async fn run(runtime: &Runtime, task: TaskId, check: &HealthCheck) -> (i32, Stri
                 let _ = process.signal(libc::SIGKILL);
             }
             let Millis(millis) = check.timeout;
-            (NO_EXIT_CODE, format!("Health check exceeded timeout ({:?}): {}", Duration::from_millis(millis), String::from_utf8_lossy(&output)))
+            (
+                NO_EXIT_CODE,
+                format!(
+                    "Health check exceeded timeout ({:?}): {}",
+                    Duration::from_millis(millis),
+                    String::from_utf8_lossy(&output)
+                ),
+            )
         }
     }
 }
@@ -175,7 +182,10 @@ mod tests {
         use HealthStatus::{Healthy, Starting, Unhealthy};
         let mut checkup = checkup(0);
         assert_eq!(after(&mut checkup, &[(1030, 1), (1060, 1), (1090, 0)]), [Starting, Unhealthy, Healthy]);
-        assert_eq!(after(&mut checkup, &[(1120, 1), (1150, 0), (1180, 1), (1210, 1)]), [Healthy, Healthy, Healthy, Unhealthy]);
+        assert_eq!(
+            after(&mut checkup, &[(1120, 1), (1150, 0), (1180, 1), (1210, 1)]),
+            [Healthy, Healthy, Healthy, Unhealthy]
+        );
         assert_eq!(checkup.health.log.len(), RESULTS_KEPT);
     }
 

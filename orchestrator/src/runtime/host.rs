@@ -30,7 +30,11 @@ pub fn facts() -> Vec<Fact> {
         Ok(hierarchies) => {
             let version = if hierarchies.is_v2() { "cgroup v2" } else { "cgroup v1" };
             for (name, controller, remedy) in [
-                ("cgroup cpu", "cpu", "use a kernel with CONFIG_CFS_BANDWIDTH, and on v2 enable the controller in cgroup.subtree_control"),
+                (
+                    "cgroup cpu",
+                    "cpu",
+                    "use a kernel with CONFIG_CFS_BANDWIDTH, and on v2 enable the controller in cgroup.subtree_control",
+                ),
                 ("cgroup memory", "memory", memory_remedy().as_str()),
                 ("cgroup pids", "pids", "use a kernel with CONFIG_CGROUP_PIDS"),
             ] {
@@ -41,7 +45,12 @@ pub fn facts() -> Vec<Fact> {
             let swap = hierarchies.limits_swap();
             add("swap accounting", true, if swap { "on" } else { "off: memory limits do not count swap" }.into(), "");
         }
-        Err(error) => add("cgroups", false, super::error_line(&error), "mount the cgroup file systems, e.g. with systemd or cgroupfs-mount"),
+        Err(error) => add(
+            "cgroups",
+            false,
+            super::error_line(&error),
+            "mount the cgroup file systems, e.g. with systemd or cgroupfs-mount",
+        ),
     }
     let seccomp = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     add(
@@ -52,9 +61,16 @@ pub fn facts() -> Vec<Fact> {
     );
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let overlay = filesystems.lines().any(|line| line.ends_with("\toverlay"));
-    add("overlay file system", overlay, if overlay { "there" } else { "missing" }.into(), "modprobe overlay, and put overlay into /etc/modules-load.d/edged.conf");
-    let missing: Vec<&str> =
-        ["mnt", "uts", "ipc", "pid", "net", "cgroup"].into_iter().filter(|ns| !Path::new("/proc/self/ns").join(ns).exists()).collect();
+    add(
+        "overlay file system",
+        overlay,
+        if overlay { "there" } else { "missing" }.into(),
+        "modprobe overlay, and put overlay into /etc/modules-load.d/edged.conf",
+    );
+    let missing: Vec<&str> = ["mnt", "uts", "ipc", "pid", "net", "cgroup"]
+        .into_iter()
+        .filter(|ns| !Path::new("/proc/self/ns").join(ns).exists())
+        .collect();
     add(
         "namespaces",
         missing.is_empty(),
@@ -82,8 +98,14 @@ fn memory_remedy() -> String {
 
 /// Capabilities without which no container can be made.
 fn lacking_capabilities() -> Vec<&'static str> {
-    const NEEDED: [(&str, u32); 6] =
-        [("CAP_CHOWN", 0), ("CAP_SETUID", 7), ("CAP_SETPCAP", 8), ("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_MKNOD", 27)];
+    const NEEDED: [(&str, u32); 6] = [
+        ("CAP_CHOWN", 0),
+        ("CAP_SETUID", 7),
+        ("CAP_SETPCAP", 8),
+        ("CAP_NET_ADMIN", 12),
+        ("CAP_SYS_ADMIN", 21),
+        ("CAP_MKNOD", 27),
+    ];
     let ours = super::prepare::own_capabilities();
     NEEDED.into_iter().filter(|(_, bit)| ours >> bit & 1 == 0).map(|(name, _)| name).collect()
 }

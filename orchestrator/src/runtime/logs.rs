@@ -57,7 +57,9 @@ impl LogQuery {
             Stream::Stdout => self.stdout,
             Stream::Stderr => self.stderr,
         };
-        stream && self.since_nanos.is_none_or(|t| line.unix_nanos >= t) && self.until_nanos.is_none_or(|t| line.unix_nanos <= t)
+        stream
+            && self.since_nanos.is_none_or(|t| line.unix_nanos >= t)
+            && self.until_nanos.is_none_or(|t| line.unix_nanos <= t)
     }
 
     fn is_over_at(&self, line: &LogLine) -> bool {
@@ -112,7 +114,8 @@ impl Reader {
         let Some(mut position) = self.begin()? else { return Ok(()) };
         loop {
             // Asked before reading: what was written until then is read below.
-            let ended = !self.run.exists() || self.run.join(files::EXIT).exists() || files::live_shim(&self.run).is_none();
+            let ended =
+                !self.run.exists() || self.run.join(files::EXIT).exists() || files::live_shim(&self.run).is_none();
             while let Some(line) = position.next(&self.dir)? {
                 if self.query.is_over_at(&line) {
                     return Ok(());
@@ -161,8 +164,10 @@ impl Reader {
     /// Tells of writes to the log and of the files by which the shim says that the container has ended.
     fn watch(&self) -> Result<OwnedFd, RuntimeError> {
         std::fs::create_dir_all(&self.dir).at("create", &self.dir)?;
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).at("watch", &self.dir)?;
-        inotify::add_watch(&watch, &self.dir, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE).at("watch", &self.dir)?;
+        let watch =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).at("watch", &self.dir)?;
+        inotify::add_watch(&watch, &self.dir, inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE)
+            .at("watch", &self.dir)?;
         // Gone already: then there is nothing to wait for either.
         let _ = inotify::add_watch(&watch, &self.run, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE_SELF);
         Ok(watch)

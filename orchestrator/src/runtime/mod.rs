@@ -200,7 +200,8 @@ impl Runtime {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let dir = inner.container(task)?;
-            let config = files::read::<ShimConfig>(&dir, files::SHIM_CONFIG).at("read", dir.join(files::SHIM_CONFIG))?;
+            let config =
+                files::read::<ShimConfig>(&dir, files::SHIM_CONFIG).at("read", dir.join(files::SHIM_CONFIG))?;
             inner.signal(task, config.map_or(Signal::TERM.number(), |c| c.stop_signal))
         })
         .await
@@ -368,12 +369,20 @@ impl Inner {
         })
     }
 
-    fn ask(&self, connection: &OwnedFd, task: TaskId, request: &Request, fds: &[std::os::fd::BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), RuntimeError> {
+    fn ask(
+        &self,
+        connection: &OwnedFd,
+        task: TaskId,
+        request: &Request,
+        fds: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), RuntimeError> {
         let failed = |reason: String| RuntimeError::Shim { container: task.to_string(), reason };
         wire::send(connection, request, fds).map_err(|e| failed(format!("cannot ask it: {e}")))?;
         match wire::receive(connection) {
             Ok(Some(answer)) => Ok(answer),
-            Ok(None) if self.container(task).is_ok_and(|dir| dir.join(files::EXIT).exists()) => Err(RuntimeError::NotRunning(task.to_string())),
+            Ok(None) if self.container(task).is_ok_and(|dir| dir.join(files::EXIT).exists()) => {
+                Err(RuntimeError::NotRunning(task.to_string()))
+            }
             Ok(None) => Err(failed("it ended while it was asked".into())),
             Err(error) => Err(failed(format!("no answer from it: {error}"))),
         }
@@ -398,7 +407,9 @@ impl Inner {
         }
         errors.extend(self.hierarchies.remove(&self.group(task)));
         match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => errors.extend(Err::<(), _>(error).at("remove", &dir).err()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                errors.extend(Err::<(), _>(error).at("remove", &dir).err())
+            }
             _ => {}
         }
         if errors.is_empty() { Ok(()) } else { Err(RuntimeError::Teardown { container: task.to_string(), errors }) }
@@ -438,10 +449,14 @@ fn state_of(dir: &Path) -> ContainerState {
         // Between its folder and its shim's first file a container is being made as well, unless nobody makes it any more.
         (None, None) if !dir.join(files::SHIM_PID).exists() && is_young(dir) => ContainerState::Creating,
         (None, None) => ContainerState::Broken { why: "its shim ended before it was created".into(), pid: None },
-        (None, Some(init)) if init.is_alive() => {
-            ContainerState::Broken { why: "its shim was killed; the process runs on without it".into(), pid: Some(init.pid) }
-        }
-        (None, Some(_)) => ContainerState::Broken { why: "its shim and its process were killed; the exit code is lost".into(), pid: None },
+        (None, Some(init)) if init.is_alive() => ContainerState::Broken {
+            why: "its shim was killed; the process runs on without it".into(),
+            pid: Some(init.pid),
+        },
+        (None, Some(_)) => ContainerState::Broken {
+            why: "its shim and its process were killed; the exit code is lost".into(),
+            pid: None,
+        },
     }
 }
 
@@ -468,7 +483,9 @@ impl Failure {
             FailureKind::Mount => RuntimeError::BadMount { container, what: "what was asked for".into(), reason },
             FailureKind::Seccomp => RuntimeError::Seccomp { container, reason },
             FailureKind::Cgroup => RuntimeError::Cgroup { container, reason },
-            FailureKind::Workdir => RuntimeError::BadRequest { container, reason: format!("working directory: {reason}") },
+            FailureKind::Workdir => {
+                RuntimeError::BadRequest { container, reason: format!("working directory: {reason}") }
+            }
             FailureKind::NotRunning => RuntimeError::NotRunning(container),
             FailureKind::Other | FailureKind::Log => RuntimeError::Shim { container, reason },
         }
@@ -476,9 +493,14 @@ impl Failure {
 }
 
 /// Runs what blocks on a thread for that.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static) -> Result<T, RuntimeError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(RuntimeError::Shim { container: "runtime".into(), reason: format!("an operation was cut off: {error}") }),
+        Err(error) => Err(RuntimeError::Shim {
+            container: "runtime".into(),
+            reason: format!("an operation was cut off: {error}"),
+        }),
     }
 }

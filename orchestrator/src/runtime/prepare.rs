@@ -40,10 +40,19 @@ impl Places {
 }
 
 /// Writes all that the shim needs.
-pub(crate) fn prepare(config: &ContainerConfig, places: &Places, hierarchies: &Hierarchies) -> Result<(), RuntimeError> {
+pub(crate) fn prepare(
+    config: &ContainerConfig,
+    places: &Places,
+    hierarchies: &Hierarchies,
+) -> Result<(), RuntimeError> {
     let sources = sources(config)?;
     let facts = Facts {
-        user: find_user(&config.name, &config.rootfs, config.spec.user.as_deref().unwrap_or(&config.image.user), &config.spec.groups)?,
+        user: find_user(
+            &config.name,
+            &config.rootfs,
+            config.spec.user.as_deref().unwrap_or(&config.image.user),
+            &config.spec.groups,
+        )?,
         devices: devices(config)?,
         sources,
         etc: places.state.join("etc"),
@@ -59,7 +68,11 @@ pub(crate) fn prepare(config: &ContainerConfig, places: &Places, hierarchies: &H
     make_workdir(config, &facts)?;
 
     fs::create_dir_all(&facts.etc).at("create", &facts.etc)?;
-    for (name, text) in [("hosts", &config.hosts), ("hostname", &format!("{}\n", config.hostname)), ("resolv.conf", &config.resolv_conf)] {
+    for (name, text) in [
+        ("hosts", &config.hosts),
+        ("hostname", &format!("{}\n", config.hostname)),
+        ("resolv.conf", &config.resolv_conf),
+    ] {
         let path = facts.etc.join(name);
         fs::write(&path, text).at("write", path)?;
     }
@@ -106,7 +119,11 @@ pub(crate) fn own_capabilities() -> u64 {
 /// A limit that the machine cannot enforce must not look as if it held.
 fn require_controllers(config: &ContainerConfig, hierarchies: &Hierarchies) -> Result<(), RuntimeError> {
     let wanted = [
-        ("memory", config.resources.limit_memory_bytes > 0, "add cgroup_enable=memory to the kernel command line (/boot/firmware/cmdline.txt) and reboot"),
+        (
+            "memory",
+            config.resources.limit_memory_bytes > 0,
+            "add cgroup_enable=memory to the kernel command line (/boot/firmware/cmdline.txt) and reboot",
+        ),
         ("cpu", config.resources.limit_nano_cpus > 0, "the kernel needs CONFIG_CFS_BANDWIDTH"),
         ("pids", true, "the kernel needs CONFIG_CGROUP_PIDS"),
     ];
@@ -133,7 +150,10 @@ fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, PathBuf>, Runtim
                 let path = PathBuf::from(path);
                 if !confined::exists(&path) {
                     if !create {
-                        return Err(bad(&path, format!("bind source path does not exist: create {} on the node", path.display())));
+                        return Err(bad(
+                            &path,
+                            format!("bind source path does not exist: create {} on the node", path.display()),
+                        ));
                     }
                     fs::create_dir_all(&path).map_err(|e| bad(&path, format!("cannot create it: {e}")))?;
                 }
@@ -179,11 +199,13 @@ fn devices(config: &ContainerConfig) -> Result<Vec<DeviceNode>, RuntimeError> {
             container: config.name.clone(),
             reason: format!("device {}: {reason}", wanted.host_path),
         };
-        let metadata = fs::metadata(&wanted.host_path).map_err(|_| bad("there is none on this node: is it plugged in?"))?;
+        let metadata =
+            fs::metadata(&wanted.host_path).map_err(|_| bad("there is none on this node: is it plugged in?"))?;
         if wanted.permissions.is_empty() || wanted.permissions.chars().any(|c| !"rwm".contains(c)) {
             return Err(bad("permissions are made of r, w and m"));
         }
-        let node = device_node(&wanted.container_path, &metadata, &wanted.permissions).ok_or_else(|| bad("it is no device node"))?;
+        let node = device_node(&wanted.container_path, &metadata, &wanted.permissions)
+            .ok_or_else(|| bad("it is no device node"))?;
         all.retain(|d: &DeviceNode| d.path != node.path);
         all.push(node);
     }

@@ -25,7 +25,8 @@ impl ProcessRef {
     /// The process that has this number now.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, start_ticks) = parse_stat(&stat).ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))?;
+        let (_, start_ticks) =
+            parse_stat(&stat).ok_or_else(|| io::Error::other("unknown format of /proc/<pid>/stat"))?;
         Ok(Self { pid, start_ticks })
     }
 

@@ -103,9 +103,7 @@ pub(crate) fn profile(capabilities: &[String], arch: &str) -> Result<Value, Stri
     names.sort_unstable();
     names.dedup();
 
-    let allow_if = |name: &str, value: u64, op: &str| {
-        json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": op}]})
-    };
+    let allow_if = |name: &str, value: u64, op: &str| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": op}]});
     let mut rules = vec![json!({"names": names, "action": "SCMP_ACT_ALLOW"})];
     rules.push(allow_if("socket", FAMILIES_BELOW, "SCMP_CMP_LT"));
     rules.extend(FAMILIES.map(|family| allow_if("socket", family, "SCMP_CMP_EQ")));
@@ -137,7 +135,19 @@ mod tests {
     #[test]
     fn dangerous_calls_need_their_capability() {
         let plain = profile(&["CAP_SYS_CHROOT".into()], "x86_64").unwrap();
-        for call in ["mount", "unshare", "setns", "bpf", "keyctl", "add_key", "userfaultfd", "io_uring_setup", "reboot", "clone", "clone3"] {
+        for call in [
+            "mount",
+            "unshare",
+            "setns",
+            "bpf",
+            "keyctl",
+            "add_key",
+            "userfaultfd",
+            "io_uring_setup",
+            "reboot",
+            "clone",
+            "clone3",
+        ] {
             assert!(!allowed(&plain).contains(&call), "{call}");
         }
         assert!(allowed(&plain).contains(&"chroot") && allowed(&plain).contains(&"arch_prctl"));

@@ -29,8 +29,18 @@ const MIN_CPU_QUOTA_MICROS: u64 = 1000;
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 const MASKED_PATHS: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
 ];
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -78,8 +88,10 @@ pub(crate) struct DeviceNode {
 pub(crate) fn build(config: &ContainerConfig, facts: &Facts) -> Result<Spec, RuntimeError> {
     let bad = |reason: String| RuntimeError::BadRequest { container: config.name.clone(), reason };
     let spec = &config.spec;
-    let caps = capabilities::granted(spec.privileged, &spec.cap_add, &spec.cap_drop, facts.capabilities).map_err(bad)?;
-    let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+    let caps =
+        capabilities::granted(spec.privileged, &spec.cap_add, &spec.cap_drop, facts.capabilities).map_err(bad)?;
+    let mut namespaces =
+        vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
     if let Some(netns) = &config.netns {
         namespaces.push(json!({"type": "network", "path": netns}));
     }
@@ -93,7 +105,11 @@ pub(crate) fn build(config: &ContainerConfig, facts: &Facts) -> Result<Spec, Run
         "devices": facts.devices.iter().map(device).collect::<Vec<_>>(),
         "sysctl": sysctls(config).map_err(bad)?,
     });
-    if spec.mounts.iter().any(|m| matches!(&m.source, MountSource::Bind { propagation: Propagation::Shared | Propagation::RShared, .. })) {
+    if spec
+        .mounts
+        .iter()
+        .any(|m| matches!(&m.source, MountSource::Bind { propagation: Propagation::Shared | Propagation::RShared, .. }))
+    {
         linux["rootfsPropagation"] = json!("shared");
     }
     if !spec.privileged {
@@ -209,24 +225,42 @@ fn rlimits(config: &ContainerConfig, facts: &Facts) -> Result<Vec<Value>, String
     let mut limits = BTreeMap::from([("nofile", (OPEN_FILES.0, OPEN_FILES.1.min(facts.open_files)))]);
     for (name, limit) in &config.spec.ulimits {
         const KNOWN: &[&str] = &[
-            "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-            "rttime", "sigpending", "stack",
+            "as",
+            "core",
+            "cpu",
+            "data",
+            "fsize",
+            "locks",
+            "memlock",
+            "msgqueue",
+            "nice",
+            "nofile",
+            "nproc",
+            "rss",
+            "rtprio",
+            "rttime",
+            "sigpending",
+            "stack",
         ];
         if !KNOWN.contains(&name.as_str()) {
             return Err(format!("there is no ulimit {name:?}: use one of {}", KNOWN.join(", ")));
         }
         limits.insert(name, (value(limit.soft), value(limit.hard)));
     }
-    let rlimit = |(name, (soft, hard)): (&str, (u64, u64))| {
-        json!({"type": format!("RLIMIT_{}", name.to_uppercase()), "soft": soft, "hard": hard})
-    };
+    let rlimit = |(name, (soft, hard)): (&str, (u64, u64))| json!({"type": format!("RLIMIT_{}", name.to_uppercase()), "soft": soft, "hard": hard});
     Ok(limits.into_iter().map(rlimit).collect())
 }
 
 /// Kernel parameters; only those of namespaces that the container has to itself.
 fn sysctls(config: &ContainerConfig) -> Result<BTreeMap<String, String>, String> {
     const IPC: &[&str] = &[
-        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shm_rmid_forced", "kernel.shmall", "kernel.shmmax",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shm_rmid_forced",
+        "kernel.shmall",
+        "kernel.shmmax",
         "kernel.shmmni",
     ];
     let own_network = config.netns.is_some();
@@ -241,7 +275,10 @@ fn sysctls(config: &ContainerConfig) -> Result<BTreeMap<String, String>, String>
         if network && !own_network {
             return Err(format!("sysctl {name} would change the node's network: not possible with the host network"));
         }
-        if !(network || IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.")) || name.contains("..") || name.contains('/') {
+        if !(network || IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue."))
+            || name.contains("..")
+            || name.contains('/')
+        {
             return Err(format!("sysctl {name} is not of a namespace of its own: it would change the whole node"));
         }
         all.insert(name.clone(), value.clone());
@@ -282,15 +319,18 @@ fn resources(config: &ContainerConfig, facts: &Facts) -> Value {
 
 /// All mounts, outer ones first. Errors are (what, why).
 fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<Vec<Value>, (String, String)> {
-    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({"destination": target, "type": kind, "source": source, "options": options})
-    };
+    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": source, "options": options});
     // A privileged container may write to /sys; that changes the kernel of the node and is why it is privileged.
     let sys = if config.spec.privileged { "rw" } else { "ro" };
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
@@ -301,14 +341,18 @@ fn mounts(config: &ContainerConfig, facts: &Facts) -> Result<Vec<Value>, (String
         all.push(mount(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), &["bind", "rprivate"]));
     }
     let source = |target: &str, shown: &str| {
-        facts.sources.get(target).ok_or_else(|| (format!("{shown} on {target}"), "its folder on the node is not known".to_owned()))
+        facts
+            .sources
+            .get(target)
+            .ok_or_else(|| (format!("{shown} on {target}"), "its folder on the node is not known".to_owned()))
     };
     let mut own = Vec::new();
     for m in &config.spec.mounts {
         let access = if m.read_only { "ro" } else { "rw" };
         own.push(match &m.source {
             MountSource::Bind { path, propagation, recursive, .. } => {
-                let mut options = vec![if *recursive { "rbind" } else { "bind" }, access, propagation_option(*propagation)];
+                let mut options =
+                    vec![if *recursive { "rbind" } else { "bind" }, access, propagation_option(*propagation)];
                 if m.read_only && *recursive {
                     options.push("rro");
                 }
@@ -348,3 +392,6 @@ fn propagation_option(propagation: Propagation) -> &'static str {
         Propagation::Slave => "slave",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,13 +24,21 @@ pub(crate) fn resolve(who: &str, more_groups: &[String], passwd: &str, group: &s
     let (name, uid, mut gid) = match (&entry, user.parse()) {
         (Some(account), _) => (account.name, account.uid, account.gid),
         (None, Ok(uid)) => ("", uid, 0),
-        (None, Err(_)) => return Err(format!("unable to find user {user}: no matching entries in passwd file of the image")),
+        (None, Err(_)) => {
+            return Err(format!("unable to find user {user}: no matching entries in passwd file of the image"));
+        }
     };
     let mut groups = Vec::new();
     match primary {
         Some(primary) => gid = find_group(primary, group)?,
         None if !name.is_empty() => {
-            groups.extend(group.lines().filter_map(Group::parse).filter(|g| g.members.split(',').any(|m| m == name)).map(|g| g.gid));
+            groups.extend(
+                group
+                    .lines()
+                    .filter_map(Group::parse)
+                    .filter(|g| g.members.split(',').any(|m| m == name))
+                    .map(|g| g.gid),
+            );
         }
         None => {}
     }

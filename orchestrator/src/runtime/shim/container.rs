@@ -79,7 +79,8 @@ pub(super) struct Tenant<'a> {
 /// Runs another process inside.
 pub(super) fn exec(dir: &Path, config: &ShimConfig, tenant: &Tenant<'_>, stdio: Stdio<'_>) -> Result<Made, Failure> {
     in_child(|failures| {
-        let filter = || Spec::load(dir.join(OCI_CONFIG)).map(|spec| spec.linux().as_ref().and_then(|l| l.seccomp().clone()));
+        let filter =
+            || Spec::load(dir.join(OCI_CONFIG)).map(|spec| spec.linux().as_ref().and_then(|l| l.seccomp().clone()));
         let restrict = match if tenant.seccomp { filter()? } else { None } {
             Some(seccomp) => {
                 let set: Capabilities = serde_json::from_value(tenant.keep.into())?;
@@ -154,7 +155,8 @@ fn in_child(call: impl FnOnce(RawFd) -> Result<i32, AnyError>) -> Result<Made, F
                 let pid = std::str::from_utf8(&pid[..length]).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
                 return Ok(Made { pid, failures });
             }
-            Err(first_cause(&read_available(&mut failures)).unwrap_or_else(|| other(format!("libcontainer ended with status {status:#x}"))))
+            Err(first_cause(&read_available(&mut failures))
+                .unwrap_or_else(|| other(format!("libcontainer ended with status {status:#x}"))))
         }
     }
 }

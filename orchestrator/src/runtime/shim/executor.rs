@@ -63,8 +63,7 @@ impl Executor for Run {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let program =
-            find_program(spec).map_err(|text| ExecutorError::Other(self.tell(FailureKind::Command, text)))?;
+        let program = find_program(spec).map_err(|text| ExecutorError::Other(self.tell(FailureKind::Command, text)))?;
         if let Some((ws_row, ws_col)) = self.size {
             // Best effort: a program that draws before its user's size is known does so badly, and that is all.
             let _ = tcsetwinsize(rustix::stdio::stdin(), Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
@@ -78,11 +77,16 @@ impl Executor for Run {
         if self.init {
             super::init::become_init(self.failures);
         }
-        let error = run_program(&program, spec.process().as_ref().and_then(|p| p.args().as_deref()).unwrap_or_default());
+        let error =
+            run_program(&program, spec.process().as_ref().and_then(|p| p.args().as_deref()).unwrap_or_default());
         let text = match error.raw_os_error() {
-            Some(libc::ENOEXEC) => format!("exec {}: exec format error (is the image for another architecture?)", program.display()),
+            Some(libc::ENOEXEC) => {
+                format!("exec {}: exec format error (is the image for another architecture?)", program.display())
+            }
             // The file is there, so it is its interpreter that is missing (execve(2)).
-            Some(libc::ENOENT) => format!("exec {}: the interpreter or dynamic loader it names is missing", program.display()),
+            Some(libc::ENOENT) => {
+                format!("exec {}: the interpreter or dynamic loader it names is missing", program.display())
+            }
             _ => format!("exec {}: {error}", program.display()),
         };
         Err(ExecutorError::Other(self.tell(FailureKind::Command, text)))
@@ -100,7 +104,8 @@ pub(super) fn tell(failures: RawFd, kind: FailureKind, text: &str) {
 /// Errors use Docker's words, which scripts look for.
 fn find_program(spec: &Spec) -> Result<PathBuf, String> {
     let process = spec.process().as_ref().ok_or("no process was given")?;
-    let name = process.args().as_ref().and_then(|a| a.first()).filter(|n| !n.is_empty()).ok_or("no command specified")?;
+    let name =
+        process.args().as_ref().and_then(|a| a.first()).filter(|n| !n.is_empty()).ok_or("no command specified")?;
     if name.contains('/') {
         return match executable(Path::new(name)) {
             Ok(()) => Ok(name.into()),

@@ -3,7 +3,7 @@
 //! to be put into the image. The process stays non-dumpable, so that `/proc/1/exe`, the node's own binary, is closed to a
 //! container without CAP_SYS_PTRACE (proc(5), prctl(2) PR_SET_DUMPABLE).
 
-use super::{executor::tell, super::wire::FailureKind};
+use super::{super::wire::FailureKind, executor::tell};
 use std::{io, mem::MaybeUninit, os::fd::RawFd};
 
 /// Returns in the child, which then runs the program. The calling process never returns.

@@ -158,15 +158,19 @@ struct Shim {
 
 impl Shim {
     fn create(dir: &Path, config: ShimConfig) -> Result<Self, Failure> {
-        let failed = |what: &str, error: io::Error| Failure { kind: FailureKind::Other, text: format!("{what}: {error}") };
+        let failed =
+            |what: &str, error: io::Error| Failure { kind: FailureKind::Other, text: format!("{what}: {error}") };
         let child_signals = child_signals().map_err(|e| failed("signalfd", e))?;
-        let control = listener(files::CONTROL_SOCKET, SocketType::SEQPACKET).map_err(|e| failed("control socket", e))?;
+        let control =
+            listener(files::CONTROL_SOCKET, SocketType::SEQPACKET).map_err(|e| failed("control socket", e))?;
         let (made, outputs, stdin) = if config.tty {
-            let (made, terminal) = with_terminal(|socket| container::create(dir, &config, Stdio::Console(socket)), dir, None)?;
+            let (made, terminal) =
+                with_terminal(|socket| container::create(dir, &config, Stdio::Console(socket)), dir, None)?;
             let reader = rustix::io::fcntl_dupfd_cloexec(&terminal, 3).map_err(|e| failed("terminal", e.into()))?;
             (made, vec![(reader, Stream::Stdout)], Some(terminal))
         } else {
-            let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("pipe", e.into()));
+            let pipe =
+                || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("pipe", e.into()));
             let (stdin, stdin_end) = if config.open_stdin {
                 let (read, write) = pipe()?;
                 (read, Some(write))
@@ -206,9 +210,7 @@ impl Shim {
             if requests {
                 self.answer_request();
             }
-            if children
-                && let Some(status) = self.reap()
-            {
+            if children && let Some(status) = self.reap() {
                 self.finish(status);
                 return;
             }
@@ -256,7 +258,12 @@ impl Shim {
         let _ = wire::send(&connection, &reply, &fds);
     }
 
-    fn carry_out(&mut self, request: Request, fds: Vec<OwnedFd>, connection: &OwnedFd) -> Result<(Reply, Option<OwnedFd>), Failure> {
+    fn carry_out(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        connection: &OwnedFd,
+    ) -> Result<(Reply, Option<OwnedFd>), Failure> {
         let failed = |text: String| Failure { kind: FailureKind::Other, text };
         match request {
             Request::Start => {
@@ -278,7 +285,8 @@ impl Shim {
                     let (made, terminal) = with_terminal(|socket| run(Stdio::Console(socket)), &self.dir, Some(id))?;
                     (made, Some(terminal))
                 } else {
-                    let streams = <[OwnedFd; 3]>::try_from(fds).map_err(|_| failed("three standard streams are needed".into()))?;
+                    let streams = <[OwnedFd; 3]>::try_from(fds)
+                        .map_err(|_| failed("three standard streams are needed".into()))?;
                     (run(Stdio::Streams(streams))?, None)
                 };
                 container::wait_for_program(made.failures)?;
