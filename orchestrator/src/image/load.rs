@@ -97,7 +97,7 @@ pub(crate) fn load(
     let found = match spool.document("index.json")? {
         Some(content) => spool.oci(&parse_json("index.json", &content)?, &docker, platform)?,
         None if docker.is_empty() => return Err(invalid("it has neither index.json nor manifest.json")),
-        None => docker.iter().map(|entry| spool.docker(store, entry)).collect::<Result<_, _>>()?,
+        None => docker.iter().map(|entry| spool.docker(entry)).collect::<Result<_, _>>()?,
     };
     if found.is_empty() {
         return Err(invalid("it has no image"));
@@ -119,6 +119,8 @@ pub(crate) fn load(
 struct Found {
     names: BTreeSet<Reference>,
     digest: Digest,
+    /// The manifest's text where the archive has none.
+    made: Option<Vec<u8>>,
     manifest: Manifest,
     config: ImageConfig,
 }
@@ -197,11 +199,17 @@ impl Spool {
 
     /// A document by digest. Members are found by what they are, not by what they are called.
     fn blob(&self, digest: Digest) -> Result<Option<Vec<u8>>, Error> {
-        self.by_digest.get(&digest).map_or(Ok(None), |name| self.document(name))
+        self.name_of(digest).map_or(Ok(None), |name| self.document(name))
     }
 
     fn has(&self, digest: Digest) -> bool {
-        self.by_digest.contains_key(&digest)
+        self.name_of(digest).is_some()
+    }
+
+    /// The member with this content. A later member of the same name may have taken its place.
+    fn name_of(&self, digest: Digest) -> Option<&str> {
+        let name = self.by_digest.get(&digest)?;
+        self.facts(name).filter(|(actual, ..)| *actual == digest).map(|_| name.as_str())
     }
 
     /// The images of an OCI layout.
@@ -228,8 +236,13 @@ impl Spool {
                     .ok_or_else(|| missing("configuration", manifest.config.digest))?;
                 let config = ImageConfig::parse(&content, &manifest)
                     .map_err(document_error(name.as_ref(), "its configuration"))?;
-                let image =
-                    found.entry(digest).or_insert_with(|| Found { names: BTreeSet::new(), digest, manifest, config });
+                let image = found.entry(digest).or_insert_with(|| Found {
+                    names: BTreeSet::new(),
+                    digest,
+                    made: None,
+                    manifest,
+                    config,
+                });
                 image.names.extend(name.clone());
             }
         }
@@ -281,7 +294,7 @@ impl Spool {
     }
 
     /// An image of `docker save` without an OCI layout: it has no manifest, so one is made.
-    fn docker(&self, store: &Store, entry: &DockerEntry) -> Result<Found, Error> {
+    fn docker(&self, entry: &DockerEntry) -> Result<Found, Error> {
         let names = tags(entry)?;
         let (config_digest, config_size, _) = self
             .facts(&entry.config)
@@ -317,7 +330,7 @@ impl Spool {
         let manifest = Manifest::parse(&bytes).map_err(document_error(names.first(), "its manifest"))?;
         let config =
             ImageConfig::parse(&content, &manifest).map_err(document_error(names.first(), "its configuration"))?;
-        Ok(Found { names, digest: store.content.put_blob(&bytes)?, manifest, config })
+        Ok(Found { names, digest: Digest::of(&bytes), made: Some(bytes), manifest, config })
     }
 
     /// Moves an image's content into the store and unpacks its layers.
@@ -328,6 +341,9 @@ impl Spool {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<(), Error> {
+        if let Some(manifest) = &image.made {
+            store.content.put_blob(manifest)?;
+        }
         for digest in [image.manifest.config.digest, image.digest] {
             self.adopt(store, digest)?;
         }
@@ -350,12 +366,11 @@ impl Spool {
     }
 
     fn adopt(&mut self, store: &Store, wanted: Digest) -> Result<(), Error> {
-        let Some(member) = self.by_digest.get(&wanted).and_then(|name| self.members.get_mut(name)) else {
-            return Ok(());
-        };
+        let Some(name) = self.name_of(wanted).map(str::to_owned) else { return Ok(()) };
+        let Some(member) = self.members.get_mut(&name) else { return Ok(()) };
         let Member::File { digest, size, start, .. } = *member else { return Ok(()) };
         match std::mem::replace(member, Member::Adopted { digest, size, start }) {
-            Member::File { content, .. } => store.content.adopt(content, wanted),
+            Member::File { content, .. } => store.content.adopt(content, digest),
             _ => Ok(()),
         }
     }

@@ -131,14 +131,19 @@ async fn fetch_config(
 ) -> Result<ImageConfig, Error> {
     let descriptor = &manifest.config;
     lease.add([descriptor.digest]);
-    {
-        let _turn = turns.take(descriptor.digest).await;
-        if !store.content.has_blob(descriptor) {
+    let read = || {
+        let (store, digest) = (Arc::clone(store), descriptor.digest);
+        blocking(move || store.content.read_blob(digest))
+    };
+    let _turn = turns.take(descriptor.digest).await;
+    let content = match read().await {
+        Ok(content) => content,
+        // Missing, or damaged since it came.
+        Err(_) => {
             repository.fetch(store, descriptor, &super::progress::silent()).await?;
+            read().await?
         }
-    }
-    let (store, digest) = (Arc::clone(store), descriptor.digest);
-    let content = blocking(move || store.content.read_blob(digest)).await?;
+    };
     ImageConfig::parse(&content, manifest).map_err(|source| Error::InvalidDocument {
         image: reference.familiar(),
         what: "its configuration",
@@ -197,16 +202,31 @@ impl Fetch {
             tell(Phase::Exists, total);
             return Ok(());
         }
-        if !self.store.content.has_blob(&self.descriptor) {
-            tell(Phase::Downloading, 0);
-            self.repository.fetch(&self.store, &self.descriptor, &self.progress).await?;
+        let was_here = self.store.content.has_blob(&self.descriptor);
+        if !was_here {
+            self.fetch().await?;
         }
         tell(Phase::Unpacking, total);
-        let (store, image, diff_id, cancel) =
-            (Arc::clone(&self.store), self.image.clone(), self.diff_id, Arc::clone(&self.cancel));
-        blocking(move || store.content.unpack(&image, layer, diff_id, &cancel)).await?;
+        match self.unpack().await {
+            // Blobs are verified when they come; this one may have been damaged since.
+            Err(Error::Layer { .. }) if was_here => {
+                self.fetch().await?;
+                self.unpack().await?;
+            }
+            result => result?,
+        }
         tell(Phase::Done, total);
         Ok(())
+    }
+
+    async fn fetch(&self) -> Result<(), Error> {
+        self.repository.fetch(&self.store, &self.descriptor, &self.progress).await
+    }
+
+    async fn unpack(&self) -> Result<(), Error> {
+        let (store, image, cancel) = (Arc::clone(&self.store), self.image.clone(), Arc::clone(&self.cancel));
+        let (blob, diff_id) = (self.descriptor.digest, self.diff_id);
+        blocking(move || store.content.unpack(&image, blob, diff_id, &cancel)).await
     }
 }
 

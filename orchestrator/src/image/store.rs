@@ -263,8 +263,8 @@ impl Store {
         state.images.values().find(|image| is_named(image, reference)).cloned()
     }
 
-    /// Removes a name, or an image when it was its last name or `name_or_id` is an id. Content no other image needs goes
-    /// with it. `force` removes an image by id although it has several names.
+    /// Removes a name, or an image when no tag is left or `name_or_id` is an id. Content no other image needs goes with
+    /// it. `force` removes an image by id although it has several names.
     pub(crate) fn remove(&self, name_or_id: &str, force: bool) -> Result<Removed, Error> {
         let mut state = self.lock();
         let image = find(&state.images, name_or_id)?.clone();
@@ -272,12 +272,15 @@ impl Store {
         let mut images = state.images.clone();
         let mut removed = Removed::default();
         let names = || image.tags.iter().chain(&image.digests);
-        let tag = name.as_ref().and_then(Reference::tagged).filter(|tag| image.tags.contains(tag));
-        if let Some(tag) = tag.filter(|_| image.tags.len() > 1) {
-            removed.untagged.push(tag.to_string());
-            images.values_mut().for_each(|image| image.tags.retain(|other| *other != tag));
+        let exact = name.map(|name| name.digest().map_or_else(|| name.clone(), |digest| name.pinned(digest)));
+        if let Some(name) = exact.as_ref().filter(|name| image.tags.iter().any(|tag| tag != *name)) {
+            removed.untagged.push(name.to_string());
+            images.entry(image.id).and_modify(|image| {
+                image.tags.remove(name);
+                image.digests.remove(name);
+            });
         } else {
-            if name.is_none() && image.tags.len() > 1 && !force {
+            if exact.is_none() && image.tags.len() > 1 && !force {
                 let names = image.tags.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
                 return Err(Error::SeveralNames { image: name_or_id.to_owned(), names });
             }

@@ -241,6 +241,30 @@ async fn damaged_beginnings_are_fetched_again() {
 }
 
 #[tokio::test]
+async fn content_that_was_damaged_later_is_fetched_again() {
+    let Some(registry) = Registry::start(false) else { return };
+    let name = format!("{}/team/app:v1", registry.address);
+    let pushed = publish(&name, Platform::host(), 1, None).await;
+    let Node { images, state } = Node::host();
+    images.pull(&name.parse().unwrap(), None, None, Policy::Always, &silent()).await.unwrap();
+    drop(images);
+    for damaged in [pushed.id, pushed.manifest_digest, pushed.manifest.layers[0].digest] {
+        let path = state.path().join("images/blobs/sha256").join(damaged.hex());
+        let mut content = fs::read(&path).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        fs::write(&path, content).unwrap();
+    }
+    fs::remove_dir_all(state.path().join("images/layers").join(pushed.config.rootfs.diff_ids[0].hex())).unwrap();
+    let images = Images::open(state.path(), Config::default()).unwrap();
+    assert_eq!(images.list(), [], "what is damaged is not offered");
+    let node = Node { images, state };
+    assert_eq!(pull(&node, &name).await.unwrap().id, pushed.id);
+    let layer = layer_path(&node, pushed.config.rootfs.diff_ids[0]).join("layer0");
+    assert_eq!(Digest::of(&fs::read(layer).unwrap()), Digest::of(&noise(1, 1 << 20)));
+}
+
+#[tokio::test]
 async fn tampered_content_is_never_used() {
     let Some(registry) = Registry::start(false) else { return };
     let front = Front::start(&registry).await;
@@ -300,6 +324,8 @@ async fn the_platform_is_chosen_from_an_index_or_the_choice_is_listed() {
         assert_eq!(json!(image.manifest_digest), entries[expected]["digest"], "{own}");
         let pinned: Reference = format!("{address}/team/app@{digest}").parse().unwrap();
         assert_eq!(node.images.get(&pinned.to_string()).unwrap().id, image.id, "known by the digest of the index too");
+        let removed = node.images.remove(&pinned.to_string(), false).await.unwrap();
+        assert_eq!((removed.untagged, removed.deleted), (vec![pinned.to_string()], vec![]), "the tag keeps it");
         let resolved = node.images.resolve(&name.parse().unwrap(), None).await.unwrap();
         let platforms: Vec<String> = resolved.platforms.iter().map(Platform::to_string).collect();
         assert_eq!(

@@ -208,6 +208,12 @@ async fn broken_archives_are_refused_and_leave_nothing() {
         let text = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
         assert!(text.contains(expected), "{text} should say {expected:?}");
     }
+    // A member that takes the place of another does not take its digest.
+    let forged = all.iter().map(|(name, content)| (name.clone(), content.clone()));
+    let forged = tar_of(forged.chain([(layer.clone(), b"forged".to_vec())]));
+    let error = images.load(Cursor::new(forged), &silent()).await.unwrap_err();
+    assert!(error.to_string().contains("is missing"), "{error}");
+    assert!(!fs::exists(state.path().join("images").join(&layer)).unwrap());
     assert_eq!(images.list(), []);
     assert_eq!(fs::read_dir(state.path().join("images/tmp")).unwrap().count(), 0);
     images.prune(true).await.unwrap();
