@@ -233,8 +233,16 @@ struct Inner {
     recovery: Recovery,
     damaged_snapshots: usize,
     tasks: Mutex<JoinSet<()>>,
-    /// Held while the store is in use.
-    lock: Mutex<Option<fs::File>>,
+    /// Ends when nothing can write to the folder any more.
+    closed: watch::Receiver<()>,
+}
+
+/// The lock on the store's folder, held by everything that may write there.
+#[derive(Debug)]
+pub(super) struct FolderLock {
+    /// Closed, and so unlocked, before `_open` tells of it: fields are dropped in order.
+    _file: fs::File,
+    _open: watch::Sender<()>,
 }
 
 impl Store {
@@ -249,13 +257,13 @@ impl Store {
         let (dir, raft_id) = (config.dir.clone(), config.raft_id);
         let recovered = tokio::task::spawn_blocking(move || recover(&dir, raft_id)).await;
         let recovered = recovered.unwrap_or_else(|error| Err(io_error(&config.dir, error)))?;
-        let Recovered { lock, meter, log, image, recovery, files, newest, previous, damaged } = recovered;
+        let Recovered { lock, closed, meter, log, image, recovery, files, newest, previous, damaged } = recovered;
 
         let behind = newest.as_ref().and_then(|snapshot| snapshot.moment.last).map(|last| last.index);
         let appended = Arc::new(AtomicU64::new(image.bytes_behind(behind)));
         let machine = Machine::new(files, newest, appended.clone()).map_err(|error| io_error(&config.dir, error))?;
         let health = watch::Sender::new(Health::Writable);
-        let writer = Writer::spawn(log, health.clone()).map_err(|error| io_error(&config.dir, error))?;
+        let writer = Writer::spawn(log, health.clone(), lock).map_err(|error| io_error(&config.dir, error))?;
         let log_store = LogStore::new(image, writer, appended);
         let network = Network(config.peers.clone());
         let raft = Raft::new(raft_id, Arc::new(raft_config()), network, log_store, machine.clone()).await;
@@ -288,7 +296,7 @@ impl Store {
             recovery,
             damaged_snapshots: damaged,
             tasks: Mutex::new(tasks),
-            lock: Mutex::new(Some(lock)),
+            closed,
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -428,7 +436,8 @@ impl Store {
             tracing::error!(error = &error as &dyn std::error::Error, "raft did not stop in order");
         }
         tasks.shutdown().await;
-        *self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A snapshot that is just being written is finished first. Nothing is ever sent; the error is the end.
+        let _ = self.inner.closed.clone().changed().await;
     }
 
     /// For tests of what only more members show.
@@ -463,7 +472,8 @@ fn raft_config() -> Config {
 }
 
 struct Recovered {
-    lock: fs::File,
+    lock: Arc<FolderLock>,
+    closed: watch::Receiver<()>,
     meter: Arc<Meter>,
     log: Log,
     image: Image,
@@ -477,16 +487,18 @@ struct Recovered {
 /// Reads a store's folder: the newest snapshot that checks, and a log that continues it without a hole.
 fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
     fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
-    let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
-    let lock = lock.map_err(|error| io_error(dir, error))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
+    let file = file.map_err(|error| io_error(dir, error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::Locked { dir: dir.into() }),
         Err(error) => return Err(io_error(dir, io::Error::from(error))),
     }
+    let (open, closed) = watch::channel(());
+    let lock = Arc::new(FolderLock { _file: file, _open: open });
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(dir));
     let meter = Arc::new(Meter::default());
-    let files = SnapshotFiles::new(disk.clone(), meter.clone());
+    let files = SnapshotFiles::new(disk.clone(), meter.clone(), Some(lock.clone()));
     let found = files.find().map_err(|error| io_error(dir, error))?;
     let (log, image, recovery) = Log::open(disk, meter.clone(), raft_id, SEGMENT_BYTES).map_err(|error| log_error(dir, error))?;
 
@@ -505,7 +517,7 @@ fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
     }
     files.remove(&found.damaged).map_err(|error| io_error(dir, error))?;
     let damaged = found.damaged.len();
-    Ok(Recovered { lock, meter, log, image, recovery, files, newest: found.newest, previous: found.previous, damaged })
+    Ok(Recovered { lock, closed, meter, log, image, recovery, files, newest: found.newest, previous: found.previous, damaged })
 }
 
 fn io_error(dir: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {

@@ -65,13 +65,16 @@ impl std::fmt::Debug for Request {
 }
 
 impl Writer {
-    /// Starts the thread. It reports to `health` and stops when the handle is dropped.
+    /// Starts the thread. It reports to `health`, holds `lock`, and stops when the handle is dropped.
     ///
     /// # Errors
     /// The kernel refused another thread.
-    pub(crate) fn spawn(log: Log, health: watch::Sender<Health>) -> io::Result<Writer> {
+    pub(crate) fn spawn(log: Log, health: watch::Sender<Health>, lock: impl Send + 'static) -> io::Result<Writer> {
         let (requests, queue) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || run(log, &queue, &health))?;
+        let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || {
+            run(log, &queue, &health);
+            drop(lock);
+        })?;
         Ok(Writer { requests: Some(requests), thread: Some(thread) })
     }
 

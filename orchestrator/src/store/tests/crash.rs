@@ -350,7 +350,7 @@ fn a_missing_or_shortened_segment_is_refused() {
 #[test]
 fn after_a_power_cut_the_newest_written_snapshot_is_found() {
     let disk = SimDisk::default();
-    let files = |disk: &SimDisk| SnapshotFiles::new(Arc::new(disk.clone()), Arc::new(Meter::default()));
+    let files = |disk: &SimDisk| SnapshotFiles::new(Arc::new(disk.clone()), Arc::new(Meter::default()), None);
     let snapshot = |index: u64| Snapshot {
         moment: Moment { last: Some(Position { term: 1, node: 1, index }), members_at: None, members: Members::default() },
         state: vec![index as u8; 1500],
