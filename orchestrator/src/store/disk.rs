@@ -80,8 +80,7 @@ impl Disk for HostDisk {
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
-        let file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).open(self.dir.join(name))?;
+        let file = fs::OpenOptions::new().create(true).truncate(true).write(true).open(self.dir.join(name))?;
         if len > 0 {
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
                 // Not every file system can; writing the zeros below allocates as well, only less contiguously.

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     disk::Disk,
     frame,
-    handle::FolderLock,
     log::record::Position,
     meter::{Meter, Purpose},
     raft::{self, Members},
+    recover::FolderLock,
 };
 
 const PREFIX: &str = "snapshot-";

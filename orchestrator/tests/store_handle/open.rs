@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::common::{RAFT_ID, entry, found, founding, leads, node, numbers, open};
 use orchestrator::store::{InitializeError, ProposeError, ReadError, Store, StoreConfig, StoreError};
 use orchestrator_core::state::Applied;
-use crate::common::{RAFT_ID, entry, found, founding, leads, node, numbers, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_there_after_opening_again() {

@@ -163,7 +163,9 @@ impl Log {
             }
             let records = std::iter::once((0, Record::Start(start))).chain(scan.records);
             for (offset, record) in records {
-                image.note(&record).map_err(|_| corrupt(&file, offset, "the record does not follow from those before"))?;
+                image
+                    .note(&record)
+                    .map_err(|_| corrupt(&file, offset, "the record does not follow from those before"))?;
             }
             end = scan.end as u32;
             leftover = scan.leftover;
@@ -201,7 +203,8 @@ impl Log {
                 image.note(&Record::Start(start)).expect("an empty image takes any start");
                 let pointers = Pointers::default();
                 let segments = VecDeque::from([(seq, start)]);
-                let mut log = Log { disk, meter, owner, segment_bytes, segments, active, end: 0, spare: false, pointers };
+                let mut log =
+                    Log { disk, meter, owner, segment_bytes, segments, active, end: 0, spare: false, pointers };
                 let mut bytes = Vec::new();
                 put(&mut bytes, seq, 0, &Record::Start(start));
                 log.write(&bytes, Purpose::Log).map_err(io_at("begin", &file))?;

@@ -114,7 +114,10 @@ fn run(mut log: Log, queue: &Receiver<Request>, health: &watch::Sender<Health>) 
         let records: Vec<Record> = batch.iter_mut().flat_map(|request| std::mem::take(&mut request.records)).collect();
         let result = log.append(&records);
         if let Err(error) = &result {
-            tracing::error!(error = error as &dyn std::error::Error, "the raft log cannot be written; the store has to be reopened");
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the raft log cannot be written; the store has to be reopened"
+            );
             health.send_replace(Health::Failed { reason: error.to_string().into() });
         }
         for request in batch {
@@ -144,7 +147,9 @@ fn tidy(log: &mut Log, health: &watch::Sender<Health>) {
         let changed = *health != now;
         if changed {
             match &now {
-                Health::ReadOnly { reason } => tracing::warn!(%reason, "no room for a log segment: the store is read-only"),
+                Health::ReadOnly { reason } => {
+                    tracing::warn!(%reason, "no room for a log segment: the store is read-only")
+                }
                 _ => tracing::info!("the store is writable again"),
             }
             *health = now;

@@ -39,7 +39,9 @@ fn after_a_failed_sync_every_request_fails_and_none_is_retried() {
     // The next write succeeds and its sync fails.
     disk.fail_at(disk.events() + 1);
     assert_eq!(submit(&writer, entry(1)).unwrap_err().to_string(), io::Error::from_raw_os_error(5).to_string());
-    assert!(matches!(&*reported.borrow_and_update(), Health::Failed { reason } if reason.contains("Input/output error")));
+    assert!(
+        matches!(&*reported.borrow_and_update(), Health::Failed { reason } if reason.contains("Input/output error"))
+    );
     let events = disk.events();
     disk.fail_at(usize::MAX);
     assert!(submit(&writer, entry(2)).is_err());
