@@ -186,17 +186,17 @@ impl Store {
         let members = BTreeMap::from([(self.inner.raft_id, Member { node: self.inner.node.clone() })]);
         match self.inner.raft.initialize(members).await {
             Ok(()) => {}
-            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_) | RaftInitializeError::NotInMembers(_))) => {
-                // Founded before; was the first entry committed as well?
-                if !self.alone() || self.read().await.is_ok_and(|state| state.cluster.is_some()) {
-                    return Err(InitializeError::AlreadyInitialized);
-                }
-            }
+            // Founded before; perhaps without its first entry.
+            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) if self.alone() => {}
+            Err(RaftError::APIError(_)) => return Err(InitializeError::AlreadyInitialized),
             Err(RaftError::Fatal(fatal)) => return Err(InitializeError::Propose(fatal_error(&fatal))),
         }
         let mut leadership = self.leadership();
         // An error of either kind shows again in the proposal, with its reason.
         let _ = timeout(PROPOSE, leadership.wait_for(Option::is_some)).await;
+        if self.state().cluster.is_some() {
+            return Err(InitializeError::AlreadyInitialized);
+        }
         self.propose(first).await.map_err(InitializeError::Propose)
     }
 

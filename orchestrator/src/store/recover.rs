@@ -3,7 +3,12 @@
 //! In: a folder, and whose store it should be. Out: the newest snapshot that checks and the log that continues it, or why they
 //! cannot be used, with nothing changed. Caller: the handle.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    sync::Arc,
+};
 
 use rustix::fs::FlockOperation;
 use tokio::sync::watch;
@@ -42,8 +47,9 @@ pub(super) struct Recovered {
 
 /// Reads a store's folder: the newest snapshot that checks, and a log that continues it without a hole.
 pub(super) fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
-    fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
+    // The state holds secrets.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| io_error(dir, error))?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK_FILE));
     let file = file.map_err(|error| io_error(dir, error))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -56,8 +62,9 @@ pub(super) fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError>
     let meter = Arc::new(Meter::default());
     let files = SnapshotFiles::new(disk.clone(), meter.clone(), Some(lock.clone()));
     let found = files.find().map_err(|error| io_error(dir, error))?;
+    let may_create = found.newest.is_none() && found.damaged.is_empty();
     let (log, image, recovery) =
-        Log::open(disk, meter.clone(), raft_id, SEGMENT_BYTES).map_err(|error| log_error(dir, error))?;
+        Log::open(disk, meter.clone(), raft_id, SEGMENT_BYTES, may_create).map_err(|error| log_error(dir, error))?;
 
     let corrupt =
         |file: &str, why: &str| StoreError::Corrupt { dir: dir.into(), file: file.into(), offset: 0, why: why.into() };
@@ -65,9 +72,6 @@ pub(super) fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError>
     if image.pointers().purged.map(|purged| purged.index) > reaches {
         let file = found.damaged.first().map_or("snapshot", |name| name);
         return Err(corrupt(file, "the log begins behind the newest snapshot that can be read"));
-    }
-    if recovery.created && (found.newest.is_some() || !found.damaged.is_empty()) {
-        return Err(corrupt("log", "there are snapshots, and no log"));
     }
     if found.newest.is_none()
         && let Some(file) = found.damaged.first()

@@ -44,7 +44,7 @@ fn random(seed: u64) -> impl FnMut() -> u64 {
 }
 
 fn open(disk: &SimDisk) -> Result<(Log, Image), LogError> {
-    let (log, image, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), OWNER, SEGMENT)?;
+    let (log, image, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), OWNER, SEGMENT, true)?;
     Ok((log, image))
 }
 

@@ -31,7 +31,7 @@ fn submit(writer: &Writer, record: Record) -> io::Result<()> {
 #[test]
 fn after_a_failed_sync_every_request_fails_and_none_is_retried() {
     let disk = SimDisk::default();
-    let (log, _, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), 1, 4096).unwrap();
+    let (log, _, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), 1, 4096, true).unwrap();
     let health = watch::Sender::new(Health::Writable);
     let mut reported = health.subscribe();
     let writer = Writer::spawn(log, health, ()).unwrap();
@@ -51,7 +51,7 @@ fn after_a_failed_sync_every_request_fails_and_none_is_retried() {
 #[test]
 fn completions_come_in_the_order_of_the_requests() {
     let disk = SimDisk::default();
-    let (log, _, _) = Log::open(Arc::new(disk), Arc::new(Meter::default()), 1, 4096).unwrap();
+    let (log, _, _) = Log::open(Arc::new(disk), Arc::new(Meter::default()), 1, 4096, true).unwrap();
     let writer = Writer::spawn(log, watch::Sender::new(Health::Writable), ()).unwrap();
     let (done, results) = mpsc::channel();
     for index in 0..50 {
