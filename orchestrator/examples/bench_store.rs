@@ -1,8 +1,9 @@
 //! What the store costs: device bytes and time per commit, time to open. Run by `cargo xtask bench store`.
 //!
-//! In: a folder on the disk to measure (default: the current one; not a tmpfs) as the only argument. Out: one line per figure,
-//! `name value unit`. Device bytes are the sectors written by the whole disk (`/sys/dev/block/<dev>/stat`, field 7), so every
-//! figure is the least of several rounds, and a control that waits as long shows what others wrote meanwhile.
+//! In: a folder on the disk to measure (default: the current one; not a tmpfs), and for how many seconds to watch the idle store
+//! (default: 10). Out: one line per figure, `name value unit`. Device bytes are the sectors written by the whole disk
+//! (`/sys/dev/block/<dev>/stat`, field 7), so every figure is the least of several rounds, and a control that waits as long
+//! shows what others wrote meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -27,10 +28,12 @@ const LONG: u64 = 12_000;
 fn main() -> Result<()> {
     let at = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(bench(&at))
+    let idle =
+        std::env::args().nth(2).map_or(Ok(10), |seconds| seconds.parse()).context("the second argument is seconds")?;
+    runtime.block_on(bench(&at, Duration::from_secs(idle)))
 }
 
-async fn bench(at: &Path) -> Result<()> {
+async fn bench(at: &Path, idle: Duration) -> Result<()> {
     let disk = Disk::of(at)?;
     let dir = tempfile::tempdir_in(at)?;
     let path = dir.path().join("store");
@@ -48,9 +51,9 @@ async fn bench(at: &Path) -> Result<()> {
             let took = took.elapsed();
             least = least.min(disk.written()? - written);
             fastest = fastest.min(took);
-            let idle = disk.written()?;
+            let still = disk.written()?;
             tokio::time::sleep(took).await;
-            control = control.min(disk.written()? - idle);
+            control = control.min(disk.written()? - still);
         }
         figure(&format!("{name}: device bytes per commit"), least as f64 / COMMITS as f64, "B");
         figure(&format!("{name}: control, bytes of others"), control as f64 / COMMITS as f64, "B");
@@ -60,7 +63,11 @@ async fn bench(at: &Path) -> Result<()> {
     let before = (disk.written()?, store.metrics().written);
     commit(&store, 1, 256, LONG).await?;
     let after = (disk.written()?, store.metrics().written);
-    figure("long run with snapshots and new segments: device bytes per commit", (after.0 - before.0) as f64 / LONG as f64, "B");
+    figure(
+        "long run with snapshots and new segments: device bytes per commit",
+        (after.0 - before.0) as f64 / LONG as f64,
+        "B",
+    );
     for (name, bytes) in [
         ("log", after.1.log - before.1.log),
         ("new segments", after.1.reserve - before.1.reserve),
@@ -68,6 +75,13 @@ async fn bench(at: &Path) -> Result<()> {
     ] {
         figure(&format!("long run: {name}, as counted"), bytes as f64 / LONG as f64, "B per commit");
     }
+
+    // What the file system still owes (times of files) is not the idle store's.
+    rustix::fs::sync();
+    let before = (disk.written()?, store.metrics().written);
+    tokio::time::sleep(idle).await;
+    figure(&format!("idle for {idle:?}: device bytes"), (disk.written()? - before.0) as f64, "B");
+    figure("idle: written by the store", (store.metrics().written.total() - before.1.total()) as f64, "B");
 
     let revision = store.state().revision;
     store.shutdown().await;
@@ -78,7 +92,11 @@ async fn bench(at: &Path) -> Result<()> {
         let store = open(&path).await?;
         store.leadership().wait_for(Option::is_some).await?;
         fastest = fastest.min(started.elapsed());
-        anyhow::ensure!(store.state().revision == revision, "revision {} instead of {revision}", store.state().revision);
+        anyhow::ensure!(
+            store.state().revision == revision,
+            "revision {} instead of {revision}",
+            store.state().revision
+        );
         store.shutdown().await;
     }
     figure("open and lead again", fastest.as_secs_f64() * 1e3, "ms");

@@ -8,7 +8,7 @@
 use std::{
     fmt::Debug,
     fs, io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -73,7 +73,8 @@ impl Disk for HostDisk {
         // What a killed predecessor wrote may lie only in the page cache; what a failed write-back left there is a lie.
         // So: flush, drop the cached pages, and believe the device.
         file.sync_data()?;
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+        // It is advice; where a file system takes none, its cache has to be believed.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut file, &mut bytes)?;
         Ok(bytes)
@@ -81,7 +82,7 @@ impl Disk for HostDisk {
 
     fn create(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
         let file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).open(self.dir.join(name))?;
+            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(self.dir.join(name))?;
         if len > 0 {
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
                 // Not every file system can; writing the zeros below allocates as well, only less contiguously.

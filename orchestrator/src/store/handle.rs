@@ -5,32 +5,35 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use openraft::{
     Config, Raft, ServerState, Snapshot as RaftSnapshot, SnapshotPolicy,
-    error::{CheckIsLeaderError, ClientWriteError, Fatal, ForwardToLeader, InitializeError as RaftInitializeError, RaftError},
+    error::{
+        CheckIsLeaderError, ClientWriteError, Fatal, ForwardToLeader, InitializeError as RaftInitializeError, RaftError,
+    },
 };
 use orchestrator_core::{
     state::{Applied, Entry, State},
     wire,
 };
-use rustix::fs::FlockOperation;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::{
-    disk::{Disk, HostDisk},
-    log::{Log, LogError, Recovery, SEGMENT_BYTES, record::Image, writer::Health, writer::Writer},
+    error::{InitializeError, ProposeError, ReadError, StoreError, fatal_error},
+    log::{
+        Recovery, SEGMENT_BYTES,
+        writer::{Health, Writer},
+    },
     log_store::LogStore,
     machine::Machine,
     meter::{Meter, Written},
     network::{Message, Network, NoPeers, Peers},
     raft::{self, Member, TypeConfig},
-    snapshot::{Snapshot, SnapshotFiles},
+    recover::{Recovered, io_error, recover},
 };
 
 /// A leader says that it is there this often. Timings suit SD cards and Wi-Fi, where a sync or a packet may take 100s of ms.
@@ -43,13 +46,11 @@ const ELECTION_MAX: Duration = Duration::from_millis(3000);
 /// A snapshot of a few MiB crosses bad Wi-Fi and an SD card in this time.
 const INSTALL_SNAPSHOT: Duration = Duration::from_secs(30);
 /// A proposal that is not committed by then has probably lost its quorum: three elections.
-const PROPOSE: Duration = Duration::from_secs(10);
+pub(super) const PROPOSE: Duration = Duration::from_secs(10);
 /// The largest proposal: twice what a plan that places 20,000 tasks at once takes.
-const MAX_ENTRY_BYTES: usize = 8 << 20;
+pub(super) const MAX_ENTRY_BYTES: usize = 8 << 20;
 /// A proposal above this may need a log segment of its own, so there must be room on the disk for it.
 const LARGE_ENTRY_BYTES: usize = SEGMENT_BYTES as usize / 4;
-
-const LOCK_FILE: &str = "lock";
 
 /// Where a store lies and who it speaks for.
 #[derive(Clone)]
@@ -69,124 +70,6 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>, raft_id: u64, node: impl Into<String>) -> Self {
         StoreConfig { dir: dir.into(), raft_id, node: node.into(), peers: Arc::new(NoPeers) }
     }
-}
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has it open.
-    #[error("the store in {dir} is in use by another process")]
-    Locked {
-        /// The store's folder.
-        dir: PathBuf,
-    },
-    /// What had been durable is missing or broken. Nothing was changed. The member must not go on with this store: it is set
-    /// aside, and the node joins anew under a new raft id (or, alone, is restored from a backup).
-    #[error("the store in {dir} is damaged: {file} at byte {offset}: {why}")]
-    Corrupt {
-        /// The store's folder.
-        dir: PathBuf,
-        /// The damaged file's name.
-        file: String,
-        /// Where in it.
-        offset: u64,
-        /// What is wrong.
-        why: String,
-    },
-    /// A newer version wrote it, or another member did.
-    #[error("cannot use the store in {dir}")]
-    Foreign {
-        /// The store's folder.
-        dir: PathBuf,
-        /// Who wrote it.
-        #[source]
-        source: LogError,
-    },
-    /// The kernel refused a file operation; a full disk, for instance.
-    #[error("cannot open the store in {dir}")]
-    Io {
-        /// The store's folder.
-        dir: PathBuf,
-        /// What was tried, and what the kernel said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Raft could not start from what the store holds.
-    #[error("cannot start raft on the store in {dir}")]
-    Raft {
-        /// The store's folder.
-        dir: PathBuf,
-        /// What openraft said.
-        #[source]
-        source: Box<Fatal<u64>>,
-    },
-}
-
-/// Why a cluster cannot be founded here.
-#[derive(Debug, thiserror::Error)]
-pub enum InitializeError {
-    /// The store already belongs to a cluster.
-    #[error("this node is already part of a cluster")]
-    AlreadyInitialized,
-    /// The first entry could not be committed.
-    #[error("cannot commit the cluster's first entry")]
-    Propose(#[source] ProposeError),
-}
-
-/// Why a proposal has no outcome.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// Another member leads, or none. Nothing was changed.
-    #[error("this node does not lead the cluster{}", leader_text(leader))]
-    NotLeader {
-        /// Who leads, as far as known.
-        leader: Option<Member>,
-    },
-    /// No answer in time: most managers cannot be reached. The entry may still be committed later.
-    #[error("no majority of the managers answered within {} s; the change may still take effect", PROPOSE.as_secs())]
-    Timeout,
-    /// The store takes no changes at present. Nothing was changed.
-    #[error("the disk is full: the store takes no changes until there is room ({reason})")]
-    ReadOnly {
-        /// What the kernel said.
-        reason: Arc<str>,
-    },
-    /// The entry is too large. Nothing was changed.
-    #[error("a change of {bytes} bytes is above the limit of {MAX_ENTRY_BYTES}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-    },
-    /// The store has failed and must be opened anew. The entry may be there then.
-    #[error("the store has failed: {reason}")]
-    Failed {
-        /// What failed.
-        reason: Arc<str>,
-    },
-    /// The store was shut down. The entry may be there when it is opened again.
-    #[error("the store is shut down")]
-    ShutDown,
-}
-
-/// Why the newest state cannot be told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// Another member leads, or none.
-    #[error("this node does not lead the cluster{}", leader_text(leader))]
-    NotLeader {
-        /// Who leads, as far as known.
-        leader: Option<Member>,
-    },
-    /// Most managers cannot be reached.
-    #[error("no majority of the managers answers")]
-    NoQuorum,
-    /// The store was shut down or has failed.
-    #[error("the store is shut down")]
-    ShutDown,
-}
-
-fn leader_text(leader: &Option<Member>) -> String {
-    leader.as_ref().map_or_else(|| "; no leader is known".into(), |leader| format!("; node {leader} does"))
 }
 
 /// This node leads, and its state contains everything that was committed before.
@@ -215,7 +98,8 @@ pub struct Metrics {
     pub term: u64,
 }
 
-/// The replicated state. Clones are handles of the same store; the last one dropped stops it, [`Store::shutdown`] does so in order.
+/// The replicated state. Clones are handles of the same store; the last one dropped stops it, [`Store::shutdown`] does so in
+/// order.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -233,8 +117,8 @@ struct Inner {
     recovery: Recovery,
     damaged_snapshots: usize,
     tasks: Mutex<JoinSet<()>>,
-    /// Held while the store is in use.
-    lock: Mutex<Option<fs::File>>,
+    /// Ends when nothing can write to the folder any more.
+    closed: watch::Receiver<()>,
 }
 
 impl Store {
@@ -249,13 +133,13 @@ impl Store {
         let (dir, raft_id) = (config.dir.clone(), config.raft_id);
         let recovered = tokio::task::spawn_blocking(move || recover(&dir, raft_id)).await;
         let recovered = recovered.unwrap_or_else(|error| Err(io_error(&config.dir, error)))?;
-        let Recovered { lock, meter, log, image, recovery, files, newest, previous, damaged } = recovered;
+        let Recovered { lock, closed, meter, log, image, recovery, files, newest, previous, damaged } = recovered;
 
         let behind = newest.as_ref().and_then(|snapshot| snapshot.moment.last).map(|last| last.index);
         let appended = Arc::new(AtomicU64::new(image.bytes_behind(behind)));
         let machine = Machine::new(files, newest, appended.clone()).map_err(|error| io_error(&config.dir, error))?;
         let health = watch::Sender::new(Health::Writable);
-        let writer = Writer::spawn(log, health.clone()).map_err(|error| io_error(&config.dir, error))?;
+        let writer = Writer::spawn(log, health.clone(), lock).map_err(|error| io_error(&config.dir, error))?;
         let log_store = LogStore::new(image, writer, appended);
         let network = Network(config.peers.clone());
         let raft = Raft::new(raft_id, Arc::new(raft_config()), network, log_store, machine.clone()).await;
@@ -288,7 +172,7 @@ impl Store {
             recovery,
             damaged_snapshots: damaged,
             tasks: Mutex::new(tasks),
-            lock: Mutex::new(Some(lock)),
+            closed,
         };
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -302,17 +186,17 @@ impl Store {
         let members = BTreeMap::from([(self.inner.raft_id, Member { node: self.inner.node.clone() })]);
         match self.inner.raft.initialize(members).await {
             Ok(()) => {}
-            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_) | RaftInitializeError::NotInMembers(_))) => {
-                // Founded before; was the first entry committed as well?
-                if !self.alone() || self.read().await.is_ok_and(|state| state.cluster.is_some()) {
-                    return Err(InitializeError::AlreadyInitialized);
-                }
-            }
+            // Founded before; perhaps without its first entry.
+            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) if self.alone() => {}
+            Err(RaftError::APIError(_)) => return Err(InitializeError::AlreadyInitialized),
             Err(RaftError::Fatal(fatal)) => return Err(InitializeError::Propose(fatal_error(&fatal))),
         }
         let mut leadership = self.leadership();
         // An error of either kind shows again in the proposal, with its reason.
         let _ = timeout(PROPOSE, leadership.wait_for(Option::is_some)).await;
+        if self.state().cluster.is_some() {
+            return Err(InitializeError::AlreadyInitialized);
+        }
         self.propose(first).await.map_err(InitializeError::Propose)
     }
 
@@ -333,7 +217,8 @@ impl Store {
             Health::ReadOnly { reason } => return Err(ProposeError::ReadOnly { reason: reason.clone() }),
             Health::Failed { reason } => return Err(ProposeError::Failed { reason: reason.clone() }),
         }
-        let bytes = wire::encode(&entry).map_err(|error| ProposeError::Failed { reason: error.to_string().into() })?.len();
+        let bytes =
+            wire::encode(&entry).map_err(|error| ProposeError::Failed { reason: error.to_string().into() })?.len();
         if bytes > MAX_ENTRY_BYTES {
             return Err(ProposeError::TooLarge { bytes });
         }
@@ -363,7 +248,8 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(&self) -> Result<Arc<State>, ReadError> {
-        let linearizable = timeout(PROPOSE, self.inner.raft.ensure_linearizable()).await.map_err(|_| ReadError::NoQuorum)?;
+        let linearizable =
+            timeout(PROPOSE, self.inner.raft.ensure_linearizable()).await.map_err(|_| ReadError::NoQuorum)?;
         match linearizable {
             Ok(_) => Ok(self.state()),
             Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(ForwardToLeader { leader_node, .. }))) => {
@@ -428,7 +314,8 @@ impl Store {
             tracing::error!(error = &error as &dyn std::error::Error, "raft did not stop in order");
         }
         tasks.shutdown().await;
-        *self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A snapshot that is just being written is finished first. Nothing is ever sent; the error is the end.
+        let _ = self.inner.closed.clone().changed().await;
     }
 
     /// For tests of what only more members show.
@@ -459,71 +346,6 @@ fn raft_config() -> Config {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         ..Config::default()
-    }
-}
-
-struct Recovered {
-    lock: fs::File,
-    meter: Arc<Meter>,
-    log: Log,
-    image: Image,
-    recovery: Recovery,
-    files: SnapshotFiles,
-    newest: Option<Snapshot>,
-    previous: Option<u64>,
-    damaged: usize,
-}
-
-/// Reads a store's folder: the newest snapshot that checks, and a log that continues it without a hole.
-fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
-    fs::create_dir_all(dir).map_err(|error| io_error(dir, error))?;
-    let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
-    let lock = lock.map_err(|error| io_error(dir, error))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::Locked { dir: dir.into() }),
-        Err(error) => return Err(io_error(dir, io::Error::from(error))),
-    }
-    let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(dir));
-    let meter = Arc::new(Meter::default());
-    let files = SnapshotFiles::new(disk.clone(), meter.clone());
-    let found = files.find().map_err(|error| io_error(dir, error))?;
-    let (log, image, recovery) = Log::open(disk, meter.clone(), raft_id, SEGMENT_BYTES).map_err(|error| log_error(dir, error))?;
-
-    let corrupt = |file: &str, why: &str| StoreError::Corrupt { dir: dir.into(), file: file.into(), offset: 0, why: why.into() };
-    let reaches = found.newest.as_ref().and_then(|snapshot| snapshot.moment.last).map(|last| last.index);
-    if image.pointers().purged.map(|purged| purged.index) > reaches {
-        let file = found.damaged.first().map_or("snapshot", |name| name);
-        return Err(corrupt(file, "the log begins behind the newest snapshot that can be read"));
-    }
-    if recovery.created && (found.newest.is_some() || !found.damaged.is_empty()) {
-        return Err(corrupt("log", "there are snapshots, and no log"));
-    }
-    if found.newest.is_none() && let Some(file) = found.damaged.first() {
-        // The first snapshot ever, and the log is still whole: it is simply written again.
-        tracing::warn!(%file, "a damaged snapshot is made up for by the log");
-    }
-    files.remove(&found.damaged).map_err(|error| io_error(dir, error))?;
-    let damaged = found.damaged.len();
-    Ok(Recovered { lock, meter, log, image, recovery, files, newest: found.newest, previous: found.previous, damaged })
-}
-
-fn io_error(dir: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-    StoreError::Io { dir: dir.into(), source: source.into() }
-}
-
-fn log_error(dir: &Path, error: LogError) -> StoreError {
-    match error {
-        LogError::Corrupt { file, offset, why } => StoreError::Corrupt { dir: dir.into(), file, offset, why: why.into() },
-        LogError::Io { .. } => io_error(dir, error),
-        LogError::Newer { .. } | LogError::OtherOwner { .. } => StoreError::Foreign { dir: dir.into(), source: error },
-    }
-}
-
-fn fatal_error(fatal: &Fatal<u64>) -> ProposeError {
-    match fatal {
-        Fatal::Stopped => ProposeError::ShutDown,
-        Fatal::StorageError(_) | Fatal::Panicked => ProposeError::Failed { reason: fatal.to_string().into() },
     }
 }
 

@@ -52,7 +52,11 @@ impl LogStore {
     }
 
     /// Enters `records` into the image and hands them to the writer.
-    fn submit(&mut self, mut records: Vec<Record>, done: impl FnOnce(io::Result<()>) + Send + 'static) -> Result<(), Fault> {
+    fn submit(
+        &mut self,
+        mut records: Vec<Record>,
+        done: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) -> Result<(), Fault> {
         let mut image = self.image.lock();
         if self.committed > image.pointers().committed
             && let Some(committed) = self.committed
@@ -93,7 +97,8 @@ impl LogReader {
         image
             .range(from, to)
             .map(|(at, bytes)| {
-                raft::decode_entry(*at, bytes).map_err(|error| StorageIOError::read_log_at_index(at.index, &error).into())
+                raft::decode_entry(*at, bytes)
+                    .map_err(|error| StorageIOError::read_log_at_index(at.index, &error).into())
             })
             .collect()
     }
@@ -170,7 +175,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // What a snapshot contains is not wanted again.
         for entry in entries.into_iter().filter(|entry| Some(entry.log_id.index) > purged) {
             let at = raft::position(&entry.log_id);
-            let bytes = raft::encode_payload(entry.payload).map_err(|error| StorageIOError::write_log_entry(entry.log_id, &error))?;
+            let bytes = raft::encode_payload(entry.payload)
+                .map_err(|error| StorageIOError::write_log_entry(entry.log_id, &error))?;
             self.appended.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             records.push(Record::Entry(at, bytes.into()));
         }

@@ -31,7 +31,8 @@ type Fault = StorageError<u64>;
 /// Log written since the last snapshot that makes a new one worth its bytes: 1 MiB is about 4,000 changes, replayed in well
 /// under a second.
 const MIN_LOG_BYTES: u64 = 1024 * 1024;
-/// A large state is written again only after this many times its size in log, so snapshots cost at most half of what the log does.
+/// A large state is written again only after this many times its size in log, so snapshots cost at most half of what the log
+/// does.
 const LOG_PER_SNAPSHOT: u64 = 2;
 /// After a snapshot that could not be written, this much more log must come before the next try.
 const RETRY_LOG_BYTES: u64 = 64 * 1024;
@@ -116,7 +117,10 @@ impl Machine {
                     previous = second_newest;
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot write a snapshot; the log is kept instead");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot write a snapshot; the log is kept instead"
+                    );
                     self.shared.due.store(appended + RETRY_LOG_BYTES, Ordering::Relaxed);
                 }
             }
@@ -198,9 +202,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(Box::default())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta<u64, Member>, snapshot: Box<Vec<u8>>) -> Result<(), Fault> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta<u64, Member>,
+        snapshot: Box<Vec<u8>>,
+    ) -> Result<(), Fault> {
         let snapshot = Snapshot { moment: Moment::from_meta(meta), state: *snapshot };
-        let state = wire::decode(&snapshot.state).map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
+        let state = wire::decode(&snapshot.state)
+            .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
         let view = View { state: Arc::new(state), moment: snapshot.moment.clone() };
         let shared = self.shared.clone();
         let written = tokio::task::spawn_blocking(move || shared.files.write(&snapshot, true));

@@ -3,6 +3,7 @@
 #![doc = include_str!("../../docs/store.md")]
 
 mod disk;
+mod error;
 mod frame;
 mod handle;
 mod log;
@@ -12,11 +13,13 @@ mod machine;
 mod meter;
 mod network;
 mod raft;
+mod recover;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{InitializeError, Leadership, Metrics, ProposeError, ReadError, Store, StoreConfig, StoreError};
+pub use error::{InitializeError, ProposeError, ReadError, StoreError};
+pub use handle::{Leadership, Metrics, Store, StoreConfig};
 pub use log::{LogError, writer::Health};
 pub use meter::Written;
 pub use network::{NoPeers, PeerError, Peers};

@@ -14,6 +14,7 @@ use super::{
     log::record::Position,
     meter::{Meter, Purpose},
     raft::{self, Members},
+    recover::FolderLock,
 };
 
 const PREFIX: &str = "snapshot-";
@@ -42,11 +43,13 @@ pub(super) struct Snapshot {
     pub state: Vec<u8>,
 }
 
-/// What lies in a snapshot file's payload before the state.
+/// The snapshots in a store's folder.
 #[derive(Debug)]
 pub(super) struct SnapshotFiles {
     disk: Arc<dyn Disk>,
     meter: Arc<Meter>,
+    /// Held for as long as a snapshot may be written.
+    _lock: Option<Arc<FolderLock>>,
 }
 
 /// What was found on start.
@@ -61,8 +64,8 @@ pub(super) struct Found {
 }
 
 impl SnapshotFiles {
-    pub(super) fn new(disk: Arc<dyn Disk>, meter: Arc<Meter>) -> Self {
-        SnapshotFiles { disk, meter }
+    pub(super) fn new(disk: Arc<dyn Disk>, meter: Arc<Meter>, lock: Option<Arc<FolderLock>>) -> Self {
+        SnapshotFiles { disk, meter, _lock: lock }
     }
 
     /// Looks for the newest snapshot that checks, and changes nothing.
@@ -88,7 +91,7 @@ impl SnapshotFiles {
         snapshot.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{name} is damaged")))
     }
 
-    /// Makes `snapshot` durable, then removes all but the newest `keep` files (at most two). Returns the index of the second newest.
+    /// Makes `snapshot` durable, then removes older ones: all with `only`, else all but one, whose index is returned.
     pub(super) fn write(&self, snapshot: &Snapshot, only: bool) -> io::Result<Option<u64>> {
         let mut payload = postcard::to_allocvec(&snapshot.moment).map_err(io::Error::other)?;
         payload.extend_from_slice(&snapshot.state);

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orchestrator::store::{InitializeError, Store};
 use crate::common::{entry, founding, leads, node, numbers, open};
+use orchestrator::store::{InitializeError, Store};
 
 const CHILD: &str = "EDGE_TEST_STORE_CHILD";
 const ROUNDS: u64 = 20;

@@ -106,7 +106,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log in `disk`, or creates it where there is none.
+    /// Opens the log in `disk`, or creates it where there is none and `may_create` says that there never was.
     ///
     /// # Errors
     /// [`LogError`]; a damaged or foreign log is left as it is.
@@ -115,6 +115,7 @@ impl Log {
         meter: Arc<Meter>,
         owner: u64,
         segment_bytes: u32,
+        may_create: bool,
     ) -> Result<(Log, Image, Recovery), LogError> {
         let mut seqs = Vec::new();
         for name in disk.list().map_err(io_at("list", "the folder"))? {
@@ -163,7 +164,9 @@ impl Log {
             }
             let records = std::iter::once((0, Record::Start(start))).chain(scan.records);
             for (offset, record) in records {
-                image.note(&record).map_err(|_| corrupt(&file, offset, "the record does not follow from those before"))?;
+                image
+                    .note(&record)
+                    .map_err(|_| corrupt(&file, offset, "the record does not follow from those before"))?;
             }
             end = scan.end as u32;
             leftover = scan.leftover;
@@ -174,6 +177,8 @@ impl Log {
             if began_behind > image.pointers().purged.map(|purged| purged.index) {
                 return Err(corrupt(&segment::file_name(seq - 1), 0, "the file is missing"));
             }
+        } else if !may_create {
+            return Err(corrupt(&segment::file_name(1), 0, "there are snapshots, and no log"));
         }
 
         // All is checked; from here on the folder is changed.
@@ -193,7 +198,6 @@ impl Log {
             }
             None => {
                 // A first segment that was never begun is as good as none.
-                recovery.created = true;
                 let seq = spare.take().map_or(1, |(seq, ..)| seq);
                 let file = segment::file_name(seq);
                 let active = create_segment(&*disk, &meter, seq, segment_bytes).map_err(io_at("create", &file))?;
@@ -201,7 +205,8 @@ impl Log {
                 image.note(&Record::Start(start)).expect("an empty image takes any start");
                 let pointers = Pointers::default();
                 let segments = VecDeque::from([(seq, start)]);
-                let mut log = Log { disk, meter, owner, segment_bytes, segments, active, end: 0, spare: false, pointers };
+                let mut log =
+                    Log { disk, meter, owner, segment_bytes, segments, active, end: 0, spare: false, pointers };
                 let mut bytes = Vec::new();
                 put(&mut bytes, seq, 0, &Record::Start(start));
                 log.write(&bytes, Purpose::Log).map_err(io_at("begin", &file))?;

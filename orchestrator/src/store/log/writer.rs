@@ -65,13 +65,16 @@ impl std::fmt::Debug for Request {
 }
 
 impl Writer {
-    /// Starts the thread. It reports to `health` and stops when the handle is dropped.
+    /// Starts the thread. It reports to `health`, holds `lock`, and stops when the handle is dropped.
     ///
     /// # Errors
     /// The kernel refused another thread.
-    pub(crate) fn spawn(log: Log, health: watch::Sender<Health>) -> io::Result<Writer> {
+    pub(crate) fn spawn(log: Log, health: watch::Sender<Health>, lock: impl Send + 'static) -> io::Result<Writer> {
         let (requests, queue) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || run(log, &queue, &health))?;
+        let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || {
+            run(log, &queue, &health);
+            drop(lock);
+        })?;
         Ok(Writer { requests: Some(requests), thread: Some(thread) })
     }
 
@@ -111,7 +114,10 @@ fn run(mut log: Log, queue: &Receiver<Request>, health: &watch::Sender<Health>) 
         let records: Vec<Record> = batch.iter_mut().flat_map(|request| std::mem::take(&mut request.records)).collect();
         let result = log.append(&records);
         if let Err(error) = &result {
-            tracing::error!(error = error as &dyn std::error::Error, "the raft log cannot be written; the store has to be reopened");
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the raft log cannot be written; the store has to be reopened"
+            );
             health.send_replace(Health::Failed { reason: error.to_string().into() });
         }
         for request in batch {
@@ -141,7 +147,9 @@ fn tidy(log: &mut Log, health: &watch::Sender<Health>) {
         let changed = *health != now;
         if changed {
             match &now {
-                Health::ReadOnly { reason } => tracing::warn!(%reason, "no room for a log segment: the store is read-only"),
+                Health::ReadOnly { reason } => {
+                    tracing::warn!(%reason, "no room for a log segment: the store is read-only")
+                }
                 _ => tracing::info!("the store is writable again"),
             }
             *health = now;

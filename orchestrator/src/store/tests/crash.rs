@@ -44,7 +44,7 @@ fn random(seed: u64) -> impl FnMut() -> u64 {
 }
 
 fn open(disk: &SimDisk) -> Result<(Log, Image), LogError> {
-    let (log, image, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), OWNER, SEGMENT)?;
+    let (log, image, _) = Log::open(Arc::new(disk.clone()), Arc::new(Meter::default()), OWNER, SEGMENT, true)?;
     Ok((log, image))
 }
 
@@ -100,8 +100,12 @@ fn batch(image: &Image, random: &mut impl FnMut() -> u64) -> Vec<Record> {
             // Another leader overwrites the uncommitted tail.
             let floor = committed.max(purged).map_or(0, |at| at.index + 1);
             let from = floor + random() % (last.unwrap().index + 1 - floor);
-            let left = from.checked_sub(1).and_then(|index| image.range(index, from).next()).map(|(at, _)| *at).or(purged);
-            vec![Record::Truncated(left), Record::Entry(Position { term: term + 1, node: 2, index: from }, Arc::from([7; 30]))]
+            let left =
+                from.checked_sub(1).and_then(|index| image.range(index, from).next()).map(|(at, _)| *at).or(purged);
+            vec![
+                Record::Truncated(left),
+                Record::Entry(Position { term: term + 1, node: 2, index: from }, Arc::from([7; 30])),
+            ]
         }
         2 if committed > purged => vec![Record::Purged(committed.unwrap())],
         // A snapshot from the leader replaces the whole log.
@@ -214,7 +218,8 @@ fn go_on_and_cut_again(disk: &SimDisk, mut log: Log, image: Image, lost: &[Recor
     let mut model = Model::of(image);
     let recovered_at = disk.events();
     let lost = lost.split_last().map_or(lost, |(_, before)| before);
-    let mut sizes: Vec<usize> = lost.iter().map(|record| if let Record::Entry(_, bytes) = record { bytes.len() } else { 8 }).collect();
+    let mut sizes: Vec<usize> =
+        lost.iter().map(|record| if let Record::Entry(_, bytes) = record { bytes.len() } else { 8 }).collect();
     if sizes.is_empty() {
         sizes.push(700);
     }
@@ -301,7 +306,10 @@ fn a_flipped_bit_is_cut_in_the_last_append_and_refused_before_it() {
                 }
                 Err(LogError::Corrupt { file, offset, .. }) => {
                     assert_eq!(file, name);
-                    assert!(offset as usize <= byte && byte < offset as usize + 800, "{name} byte {byte}: offset {offset}");
+                    assert!(
+                        offset as usize <= byte && byte < offset as usize + 800,
+                        "{name} byte {byte}: offset {offset}"
+                    );
                     refused += 1;
                 }
                 Err(error) => panic!("{name} byte {byte}: {error:?}"),
@@ -324,7 +332,10 @@ fn a_zeroed_sector_is_refused_before_the_last_append() {
             }
             match open(&SimDisk::with(&damaged)) {
                 Ok((_, image)) => {
-                    assert!(seq == 2 && sector * 512 + 512 > last_append, "segment {seq} sector {sector} was lost silently");
+                    assert!(
+                        seq == 2 && sector * 512 + 512 > last_append,
+                        "segment {seq} sector {sector} was lost silently"
+                    );
                     assert!(model.allows(&image, model.submitted() - 2, model.submitted()));
                 }
                 Err(error) => assert!(matches!(error, LogError::Corrupt { .. }), "{error:?}"),
@@ -350,9 +361,13 @@ fn a_missing_or_shortened_segment_is_refused() {
 #[test]
 fn after_a_power_cut_the_newest_written_snapshot_is_found() {
     let disk = SimDisk::default();
-    let files = |disk: &SimDisk| SnapshotFiles::new(Arc::new(disk.clone()), Arc::new(Meter::default()));
+    let files = |disk: &SimDisk| SnapshotFiles::new(Arc::new(disk.clone()), Arc::new(Meter::default()), None);
     let snapshot = |index: u64| Snapshot {
-        moment: Moment { last: Some(Position { term: 1, node: 1, index }), members_at: None, members: Members::default() },
+        moment: Moment {
+            last: Some(Position { term: 1, node: 1, index }),
+            members_at: None,
+            members: Members::default(),
+        },
         state: vec![index as u8; 1500],
     };
     let mut written = Vec::new();

@@ -4,3 +4,4 @@ mod crash;
 mod members;
 mod sim;
 mod suite;
+mod writer;

@@ -26,10 +26,10 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(HostDisk::new(dir.path()));
         let meter = Arc::new(Meter::default());
-        let (log, image, _) = Log::open(disk.clone(), meter.clone(), 0, 64 * 1024).unwrap();
-        let writer = Writer::spawn(log, watch::Sender::new(Health::Writable)).unwrap();
+        let (log, image, _) = Log::open(disk.clone(), meter.clone(), 0, 64 * 1024, true).unwrap();
+        let writer = Writer::spawn(log, watch::Sender::new(Health::Writable), ()).unwrap();
         let appended = Arc::new(AtomicU64::new(0));
-        let machine = Machine::new(SnapshotFiles::new(disk, meter), None, appended.clone()).unwrap();
+        let machine = Machine::new(SnapshotFiles::new(disk, meter, None), None, appended.clone()).unwrap();
         Ok((dir, LogStore::new(image, writer, appended), machine))
     }
 }
