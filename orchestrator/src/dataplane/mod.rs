@@ -23,13 +23,15 @@ pub use self::{
 };
 pub use orchestrator_ebpf_common::maps::{Reason, ServiceCounters};
 
-use self::{flows::Flows, hooks::Hooks, tables::Tables};
+use self::{flows::Flows, hooks::Hooks, kernel::Elements, tables::Tables};
 use aya::{
     EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use orchestrator_core::forwarding::Table;
-use orchestrator_ebpf_common::maps::{BACKEND_ABSENT, Config, MAX_EMBRYONIC, MAX_FLOWS, MAX_SOCKETS, SCHEMA};
+use orchestrator_ebpf_common::maps::{
+    BACKEND_ABSENT, Config, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC, MAX_FLOWS, MAX_SOCKETS, MAX_TABLES, SCHEMA,
+};
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -163,12 +165,6 @@ impl From<aya::maps::MapError> for DataplaneError {
     }
 }
 
-impl From<io::Error> for DataplaneError {
-    fn from(source: io::Error) -> Self {
-        Self::Kernel { what: "count the processors".to_owned(), source }
-    }
-}
-
 /// The dataplane of one node.
 pub struct Dataplane {
     config: DataplaneConfig,
@@ -206,22 +202,25 @@ impl Dataplane {
         let mut map = |name: &str| -> Map {
             programs.take_map(name).expect("the object is compiled with this library and has the map")
         };
+        let cannot_open = |name: &'static str| {
+            move |source| DataplaneError::Kernel { what: format!("open the pinned map {name}"), source }
+        };
         let tables = Tables {
             services: HashMap::try_from(map("SERVICES"))?,
-            backends: Array::try_from(map("BACKENDS"))?,
-            maglev: Array::try_from(map("MAGLEV"))?,
+            backends: Elements::open(&maps.join("BACKENDS"), MAX_BACKENDS).map_err(cannot_open("BACKENDS"))?,
+            maglev: Elements::open(&maps.join("MAGLEV"), MAX_TABLES * MAGLEV_WORDS).map_err(cannot_open("MAGLEV"))?,
             local: HashMap::try_from(map("LOCAL"))?,
             counters: PerCpuArray::try_from(map("SERVICE_COUNTERS"))?,
-            cpus: aya::util::nr_cpus().map_err(|(_, error)| error)?,
-        };
-        let pinned = |name: &str| {
-            kernel::open_pinned(&maps.join(name))
-                .map_err(|source| DataplaneError::Kernel { what: format!("open the pinned map {name}"), source })
+            cpus: aya::util::nr_cpus()
+                .map_err(|(_, source)| DataplaneError::Kernel { what: "count the processors".to_owned(), source })?,
         };
         let flows = Flows {
             established: HashMap::try_from(map("FLOWS"))?,
             embryonic: HashMap::try_from(map("EMBRYONIC"))?,
-            descriptors: [pinned("FLOWS")?, pinned("EMBRYONIC")?],
+            descriptors: [
+                kernel::open_pinned(&maps.join("FLOWS")).map_err(cannot_open("FLOWS"))?,
+                kernel::open_pinned(&maps.join("EMBRYONIC")).map_err(cannot_open("EMBRYONIC"))?,
+            ],
         };
         let settings = Array::try_from(map("CONFIG"))?;
         let reasons = PerCpuArray::try_from(map("REASONS"))?;
@@ -326,9 +325,9 @@ impl Dataplane {
     /// The connection table cannot be read or written.
     pub fn sweep(&mut self) -> Result<Swept, DataplaneError> {
         let now = self.now()?;
-        let backends = &self.tables.backends;
+        let backends = self.tables.all_backends()?;
         let is_backend =
-            |slot: u16| backends.get(&u32::from(slot), 0).map_or(true, |backend| backend.state != BACKEND_ABSENT);
+            |slot: u16| backends.get(usize::from(slot)).is_some_and(|backend| backend.state != BACKEND_ABSENT);
         self.flows.sweep(now, is_backend)
     }
 
