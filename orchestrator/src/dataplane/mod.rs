@@ -4,8 +4,7 @@
 //! address kept, the table read back from the kernel, a report per interface, counters. Called by the agent; every
 //! call blocks for system calls and belongs on a blocking thread that is in the node's network namespace.
 //!
-//! Maps and links are pinned in a directory of the node's own, so traffic flows while this process is dead; the next
-//! one adopts the maps, connections included, and replaces the programs between two packets.
+#![doc = include_str!("../../docs/dataplane.md")]
 
 mod flows;
 mod hooks;
@@ -23,7 +22,7 @@ pub use self::{
 };
 pub use orchestrator_ebpf_common::maps::{Reason, ServiceCounters};
 
-use self::{flows::Flows, hooks::Hooks, kernel::Elements, tables::Tables};
+use self::{flows::Flows, hooks::Hooks, interfaces::Interface, kernel::Elements, tables::Tables};
 use aya::{
     EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
@@ -33,7 +32,7 @@ use orchestrator_ebpf_common::maps::{
     BACKEND_ABSENT, Config, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC, MAX_FLOWS, MAX_SOCKETS, MAX_TABLES, SCHEMA,
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -229,7 +228,7 @@ impl Dataplane {
             Self { config, hooks, tables, flows, settings, reasons, interfaces: Vec::new(), sockets: Vec::new() };
         dataplane.set_clock_offset(0)?;
         dataplane.refresh()?;
-        dataplane.hooks.adopt_containers()?;
+        dataplane.hooks.adopt_containers(list_interfaces()?.keys())?;
         let cgroup = dataplane.config.cgroup_root.clone().or_else(cgroup_root);
         dataplane.sockets = dataplane.hooks.attach_sockets(cgroup.as_deref());
         dataplane.remove_other_schemas()?;
@@ -259,11 +258,11 @@ impl Dataplane {
     /// # Errors
     /// Interfaces cannot be listed, or a map cannot be written. An uplink that refuses is reported, not an error.
     pub fn refresh(&mut self) -> Result<(), DataplaneError> {
-        let failed = |source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source };
-        let interfaces = interfaces::interfaces().map_err(failed)?;
+        let interfaces = list_interfaces()?;
         let uplinks = match &self.config.uplinks {
             Some(uplinks) => uplinks.clone(),
-            None => interfaces::uplinks(&interfaces).map_err(failed)?,
+            None => interfaces::uplinks(&interfaces)
+                .map_err(|source| DataplaneError::Kernel { what: "read the routes".to_owned(), source })?,
         };
         self.tables.set_local_addresses(&interfaces::local_addresses(&interfaces))?;
         self.interfaces.clear();
@@ -424,10 +423,13 @@ fn remove_directory(path: &Path) -> Result<(), DataplaneError> {
     }
 }
 
+fn list_interfaces() -> Result<BTreeMap<String, Interface>, DataplaneError> {
+    interfaces::interfaces()
+        .map_err(|source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source })
+}
+
 fn interface_name(ifindex: u32) -> Result<Option<String>, DataplaneError> {
-    let interfaces = interfaces::interfaces()
-        .map_err(|source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source })?;
-    Ok(interfaces.into_iter().find(|(_, interface)| interface.index == ifindex).map(|(name, _)| name))
+    Ok(list_interfaces()?.into_iter().find(|(_, interface)| interface.index == ifindex).map(|(name, _)| name))
 }
 
 /// Where the cgroup v2 tree is: the whole of `/sys/fs/cgroup`, or beside version 1 in `unified`.
