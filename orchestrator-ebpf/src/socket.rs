@@ -112,7 +112,7 @@ fn original(ctx: &SockAddrContext, address: Address) -> Option<SocketOriginal> {
 fn protect(ctx: &SockAddrContext, address: Address) -> i32 {
     let Some(protocol) = protocol(ctx) else { return ALLOW };
     let port = port(ctx);
-    if port == 0 || address.is_loopback() && !is_unspecified(&address) || !in_node_namespace(ctx) {
+    if port == 0 || !in_node_namespace(ctx) {
         return ALLOW;
     }
     // `::` accepts IPv4 as well, unless told otherwise: either family's service is in the way.

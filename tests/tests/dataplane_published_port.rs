@@ -127,6 +127,8 @@ fn the_node_itself_reaches_published_ports_on_every_own_address() {
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
         let error = TcpListener::bind("[::]:8080").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        let error = TcpListener::bind("127.0.0.1:8080").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
         TcpListener::bind("0.0.0.0:8081").unwrap();
     });
     // The same kernel and cgroup tree, another namespace: none of our business.
@@ -179,7 +181,13 @@ fn containers_reach_published_ports_through_the_node() {
 fn connections_survive_the_owner_and_its_successor() {
     let Some(rig) = rig("pinned", 2) else { return };
     let (_first, _second) = (echo(&rig, 0), echo(&rig, 1));
-    let dataplane = serve(&rig, None, &[0, 1]);
+    for mode in [None, Some(Mode::Clsact)] {
+        survives(&rig, mode);
+    }
+}
+
+fn survives(rig: &Rig, mode: Option<Mode>) {
+    let dataplane = serve(rig, mode, &[0, 1]);
     let mut connection = rig.in_client(|| dataplane_rig::Connection::open(address("10.99.0.1:8080")).unwrap());
     connection.exchange(b"before").unwrap();
     rig.in_node(move || drop(dataplane));
@@ -187,8 +195,8 @@ fn connections_survive_the_owner_and_its_successor() {
     rig.in_client(|| tcp_ask(address("10.99.0.1:8080")).map(drop).unwrap());
 
     // The successor finds the table, flows included, and replaces the programs under the running connection.
-    let expected = published(&rig, &[0, 1]);
-    let config = rig.config(None);
+    let expected = published(rig, &[0, 1]);
+    let config = rig.config(mode);
     let dataplane = rig.in_node(move || {
         let dataplane = Dataplane::open(config).unwrap();
         assert_eq!(dataplane.observe().unwrap(), expected);

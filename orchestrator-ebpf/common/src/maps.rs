@@ -2,7 +2,7 @@
 //!
 //! Byte order: addresses and ports lie as they do in a packet (network order, so a `u16` port read on a
 //! little-endian machine is swapped: use [`port_to_wire`] and [`port_from_wire`]). Everything else is in the
-//! machine's own order. A change of any layout here needs a new [`SCHEMA`], which names the directory the maps
+//! machine's own order. A change of any layout or size here needs a new [`SCHEMA`], which names the directory the maps
 //! are pinned in: a program must never meet a map of another layout.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -192,14 +192,27 @@ impl Hooks {
     }
 
     /// Replaces the programs of containers that are still there, and forgets those that are not.
-    pub(super) fn adopt_containers(&mut self) -> Result<(), DataplaneError> {
+    pub(super) fn adopt_containers<'a>(
+        &mut self,
+        interfaces: impl Iterator<Item = &'a String>,
+    ) -> Result<(), DataplaneError> {
         let program: &mut SchedClassifier = named(&mut self.programs, CONTAINER).try_into()?;
-        let program = program.fd()?;
+        let descriptor = program.fd()?.try_clone().map_err(|source| DataplaneError::Kernel {
+            what: "duplicate a program's descriptor".to_owned(),
+            source,
+        })?;
         for name in pins(&self.directory)?.iter().filter(|name| name.starts_with("container-")) {
             let path = self.directory.join(name);
-            let updated = kernel::open_pinned(&path).and_then(|link| kernel::link_update(link.as_fd(), program.as_fd()));
+            let updated =
+                kernel::open_pinned(&path).and_then(|link| kernel::link_update(link.as_fd(), descriptor.as_fd()));
             if updated.is_err() {
                 remove_file(&path)?;
+            }
+        }
+        for interface in interfaces {
+            // A filter is only found by removing it; for a moment packets wait for their retransmission.
+            if tc::qdisc_detach_program(interface, TcAttachType::Ingress, CONTAINER).is_ok() {
+                attach_filter(program, interface)?;
             }
         }
         Ok(())

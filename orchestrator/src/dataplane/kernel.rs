@@ -6,6 +6,7 @@
 use std::{
     ffi::{CStr, CString},
     io,
+    marker::PhantomData,
     mem::{MaybeUninit, size_of},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -20,6 +21,7 @@ enum Command {
     ObjectPin = 6,
     ObjectGet = 7,
     MapLookupBatch = 24,
+    MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
 }
@@ -202,6 +204,67 @@ pub(super) fn for_each_entry<K: aya::Pod, V: aya::Pod>(
             return Ok(());
         }
         (position, started) = (next, true);
+    }
+}
+
+/// A pinned array map, read and written many elements per system call (`BPF_MAP_LOOKUP_BATCH`, `BPF_MAP_UPDATE_BATCH`).
+pub(super) struct Elements<V> {
+    map: OwnedFd,
+    length: u32,
+    value: PhantomData<V>,
+}
+
+impl<V: aya::Pod> Elements<V> {
+    /// Opens a pinned array of `length` elements.
+    pub(super) fn open(path: &Path, length: u32) -> io::Result<Self> {
+        Ok(Self { map: open_pinned(path)?, length, value: PhantomData })
+    }
+
+    /// How many elements there are.
+    pub(super) fn len(&self) -> u32 {
+        self.length
+    }
+
+    /// The elements from `first` on.
+    pub(super) fn read(&self, first: u32, count: u32) -> io::Result<Vec<V>> {
+        let mut keys = vec![0_u32; count as usize];
+        let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::zeroed(); count as usize];
+        // The kernel begins behind the given key.
+        let before = first.wrapping_sub(1);
+        let mut next = 0_u32;
+        let mut attributes = Batch {
+            position: if first == 0 { 0 } else { (&raw const before) as u64 },
+            next_position: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count,
+            map: descriptor(self.map.as_fd()),
+            ..Batch::default()
+        };
+        match bpf(Command::MapLookupBatch, &mut attributes) {
+            Ok(_) => {}
+            // The last element was among them.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+        if attributes.count != count {
+            return Err(io::Error::other(format!("{} of {count} elements read", attributes.count)));
+        }
+        // SAFETY: any bytes are valid for `Pod` types, and all elements have been written.
+        Ok(values.into_iter().map(|value| unsafe { value.assume_init() }).collect())
+    }
+
+    /// Writes elements from `first` on, one after the other.
+    pub(super) fn write(&self, first: u32, values: &[V]) -> io::Result<()> {
+        let keys: Vec<u32> = (first..).take(values.len()).collect();
+        let mut attributes = Batch {
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: values.len() as u32,
+            map: descriptor(self.map.as_fd()),
+            ..Batch::default()
+        };
+        bpf(Command::MapUpdateBatch, &mut attributes).map(drop)
     }
 }
 

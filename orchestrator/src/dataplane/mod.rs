@@ -4,8 +4,7 @@
 //! address kept, the table read back from the kernel, a report per interface, counters. Called by the agent; every
 //! call blocks for system calls and belongs on a blocking thread that is in the node's network namespace.
 //!
-//! Maps and links are pinned in a directory of the node's own, so traffic flows while this process is dead; the next
-//! one adopts the maps, connections included, and replaces the programs between two packets.
+#![doc = include_str!("../../docs/dataplane.md")]
 
 mod flows;
 mod hooks;
@@ -23,15 +22,17 @@ pub use self::{
 };
 pub use orchestrator_ebpf_common::maps::{Reason, ServiceCounters};
 
-use self::{flows::Flows, hooks::Hooks, tables::Tables};
+use self::{flows::Flows, hooks::Hooks, interfaces::Interface, kernel::Elements, tables::Tables};
 use aya::{
     EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use orchestrator_core::forwarding::Table;
-use orchestrator_ebpf_common::maps::{BACKEND_ABSENT, Config, MAX_EMBRYONIC, MAX_FLOWS, MAX_SOCKETS, SCHEMA};
+use orchestrator_ebpf_common::maps::{
+    BACKEND_ABSENT, Config, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC, MAX_FLOWS, MAX_SOCKETS, MAX_TABLES, SCHEMA,
+};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -163,12 +164,6 @@ impl From<aya::maps::MapError> for DataplaneError {
     }
 }
 
-impl From<io::Error> for DataplaneError {
-    fn from(source: io::Error) -> Self {
-        Self::Kernel { what: "count the processors".to_owned(), source }
-    }
-}
-
 /// The dataplane of one node.
 pub struct Dataplane {
     config: DataplaneConfig,
@@ -206,22 +201,25 @@ impl Dataplane {
         let mut map = |name: &str| -> Map {
             programs.take_map(name).expect("the object is compiled with this library and has the map")
         };
+        let cannot_open = |name: &'static str| {
+            move |source| DataplaneError::Kernel { what: format!("open the pinned map {name}"), source }
+        };
         let tables = Tables {
             services: HashMap::try_from(map("SERVICES"))?,
-            backends: Array::try_from(map("BACKENDS"))?,
-            maglev: Array::try_from(map("MAGLEV"))?,
+            backends: Elements::open(&maps.join("BACKENDS"), MAX_BACKENDS).map_err(cannot_open("BACKENDS"))?,
+            maglev: Elements::open(&maps.join("MAGLEV"), MAX_TABLES * MAGLEV_WORDS).map_err(cannot_open("MAGLEV"))?,
             local: HashMap::try_from(map("LOCAL"))?,
             counters: PerCpuArray::try_from(map("SERVICE_COUNTERS"))?,
-            cpus: aya::util::nr_cpus().map_err(|(_, error)| error)?,
-        };
-        let pinned = |name: &str| {
-            kernel::open_pinned(&maps.join(name))
-                .map_err(|source| DataplaneError::Kernel { what: format!("open the pinned map {name}"), source })
+            cpus: aya::util::nr_cpus()
+                .map_err(|(_, source)| DataplaneError::Kernel { what: "count the processors".to_owned(), source })?,
         };
         let flows = Flows {
             established: HashMap::try_from(map("FLOWS"))?,
             embryonic: HashMap::try_from(map("EMBRYONIC"))?,
-            descriptors: [pinned("FLOWS")?, pinned("EMBRYONIC")?],
+            descriptors: [
+                kernel::open_pinned(&maps.join("FLOWS")).map_err(cannot_open("FLOWS"))?,
+                kernel::open_pinned(&maps.join("EMBRYONIC")).map_err(cannot_open("EMBRYONIC"))?,
+            ],
         };
         let settings = Array::try_from(map("CONFIG"))?;
         let reasons = PerCpuArray::try_from(map("REASONS"))?;
@@ -230,7 +228,7 @@ impl Dataplane {
             Self { config, hooks, tables, flows, settings, reasons, interfaces: Vec::new(), sockets: Vec::new() };
         dataplane.set_clock_offset(0)?;
         dataplane.refresh()?;
-        dataplane.hooks.adopt_containers()?;
+        dataplane.hooks.adopt_containers(list_interfaces()?.keys())?;
         let cgroup = dataplane.config.cgroup_root.clone().or_else(cgroup_root);
         dataplane.sockets = dataplane.hooks.attach_sockets(cgroup.as_deref());
         dataplane.remove_other_schemas()?;
@@ -260,11 +258,11 @@ impl Dataplane {
     /// # Errors
     /// Interfaces cannot be listed, or a map cannot be written. An uplink that refuses is reported, not an error.
     pub fn refresh(&mut self) -> Result<(), DataplaneError> {
-        let failed = |source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source };
-        let interfaces = interfaces::interfaces().map_err(failed)?;
+        let interfaces = list_interfaces()?;
         let uplinks = match &self.config.uplinks {
             Some(uplinks) => uplinks.clone(),
-            None => interfaces::uplinks(&interfaces).map_err(failed)?,
+            None => interfaces::uplinks(&interfaces)
+                .map_err(|source| DataplaneError::Kernel { what: "read the routes".to_owned(), source })?,
         };
         self.tables.set_local_addresses(&interfaces::local_addresses(&interfaces))?;
         self.interfaces.clear();
@@ -326,9 +324,9 @@ impl Dataplane {
     /// The connection table cannot be read or written.
     pub fn sweep(&mut self) -> Result<Swept, DataplaneError> {
         let now = self.now()?;
-        let backends = &self.tables.backends;
+        let backends = self.tables.all_backends()?;
         let is_backend =
-            |slot: u16| backends.get(&u32::from(slot), 0).map_or(true, |backend| backend.state != BACKEND_ABSENT);
+            |slot: u16| backends.get(usize::from(slot)).is_some_and(|backend| backend.state != BACKEND_ABSENT);
         self.flows.sweep(now, is_backend)
     }
 
@@ -425,10 +423,13 @@ fn remove_directory(path: &Path) -> Result<(), DataplaneError> {
     }
 }
 
+fn list_interfaces() -> Result<BTreeMap<String, Interface>, DataplaneError> {
+    interfaces::interfaces()
+        .map_err(|source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source })
+}
+
 fn interface_name(ifindex: u32) -> Result<Option<String>, DataplaneError> {
-    let interfaces = interfaces::interfaces()
-        .map_err(|source| DataplaneError::Kernel { what: "list network interfaces".to_owned(), source })?;
-    Ok(interfaces.into_iter().find(|(_, interface)| interface.index == ifindex).map(|(name, _)| name))
+    Ok(list_interfaces()?.into_iter().find(|(_, interface)| interface.index == ifindex).map(|(name, _)| name))
 }
 
 /// Where the cgroup v2 tree is: the whole of `/sys/fs/cgroup`, or beside version 1 in `unified`.

@@ -4,8 +4,8 @@
 //! `MAGLEV` map and then named by the service's entry in one write, so packets meet the old table or the new one and
 //! nothing between. A place freed by one round of steps is used again at the earliest by the next.
 
-use super::DataplaneError;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use super::{DataplaneError, kernel::Elements};
+use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use orchestrator_core::{
     forwarding::{self, Backend, BackendState, Family, MAGLEV_SLOTS, NO_BACKEND, ServiceKey, Step, Table},
     model::Protocol,
@@ -16,6 +16,7 @@ use orchestrator_ebpf_common::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
 };
 
@@ -24,8 +25,8 @@ const _: () = assert!(MAGLEV_SLOTS == maps::MAGLEV_SLOTS as usize, "core and the
 /// The maps of the forwarding table.
 pub(super) struct Tables {
     pub(super) services: HashMap<MapData, maps::ServiceKey, maps::Service>,
-    pub(super) backends: Array<MapData, maps::Backend>,
-    pub(super) maglev: Array<MapData, u64>,
+    pub(super) backends: Elements<maps::Backend>,
+    pub(super) maglev: Elements<u64>,
     pub(super) local: HashMap<MapData, Address, u32>,
     pub(super) counters: PerCpuArray<MapData, ServiceCounters>,
     pub(super) cpus: usize,
@@ -44,13 +45,17 @@ impl Tables {
                 table.services.insert(service_key(&key), slots);
             }
         }
-        for slot in 0..self.backends.len() {
-            let backend = self.backends.get(&slot, 0)?;
+        for (slot, backend) in (0..).zip(self.all_backends()?) {
             if backend.state != maps::BACKEND_ABSENT {
-                table.backends.insert(slot as u16, from_map(&backend));
+                table.backends.insert(slot, from_map(&backend));
             }
         }
         Ok(table)
+    }
+
+    /// Every element of `BACKENDS`, absent ones too.
+    pub(super) fn all_backends(&self) -> Result<Vec<maps::Backend>, DataplaneError> {
+        self.backends.read(0, self.backends.len()).map_err(failed("read the backends"))
     }
 
     /// Makes the maps hold the table.
@@ -109,7 +114,7 @@ impl Tables {
         if u32::from(slot) >= self.backends.len() {
             return Err(DataplaneError::Full { what: "backends", limit: self.backends.len() });
         }
-        Ok(self.backends.set(u32::from(slot), backend, 0)?)
+        self.backends.write(u32::from(slot), &[backend]).map_err(failed("write a backend"))
     }
 
     fn set_service(
@@ -131,7 +136,8 @@ impl Tables {
                 let number = (0..limit as u16)
                     .find(|number| !numbers.values().any(|taken| taken == number))
                     .ok_or(DataplaneError::Full { what: "services", limit })?;
-                let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); self.cpus])?;
+                let zero = PerCpuValues::try_from(vec![ServiceCounters::default(); self.cpus])
+                    .map_err(failed("count the processors"))?;
                 self.counters.set(u32::from(number), zero, 0)?;
                 numbers.insert(map_key(key), number);
                 number
@@ -144,13 +150,9 @@ impl Tables {
 
     fn read_maglev(&self, table: u16) -> Result<Vec<u16>, DataplaneError> {
         let first = u32::from(table) * MAGLEV_WORDS;
-        let mut places = Vec::with_capacity((MAGLEV_WORDS * SLOTS_PER_WORD) as usize);
-        for word in first..first + MAGLEV_WORDS {
-            let packed = self.maglev.get(&word, 0)?;
-            places.extend((0..SLOTS_PER_WORD).map(|place| (packed >> (16 * place)) as u16));
-        }
-        places.truncate(MAGLEV_SLOTS);
-        Ok(places)
+        let words = self.maglev.read(first, MAGLEV_WORDS).map_err(failed("read a Maglev table"))?;
+        let unpack = |packed: u64| (0..SLOTS_PER_WORD).map(move |place| (packed >> (16 * place)) as u16);
+        Ok(words.into_iter().flat_map(unpack).take(MAGLEV_SLOTS).collect())
     }
 
     fn write_maglev(&mut self, table: u16, places: &[u16]) -> Result<(), DataplaneError> {
@@ -160,11 +162,12 @@ impl Tables {
             let (word, shift) = hash::place(hash);
             words[word as usize] |= u64::from(*slot) << shift;
         }
-        for (word, packed) in (u32::from(table) * MAGLEV_WORDS..).zip(words) {
-            self.maglev.set(word, packed, 0)?;
-        }
-        Ok(())
+        self.maglev.write(u32::from(table) * MAGLEV_WORDS, &words).map_err(failed("write a Maglev table"))
     }
+}
+
+fn failed(what: &str) -> impl FnOnce(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Kernel { what: what.to_owned(), source }
 }
 
 /// What is already gone needs no removing.
