@@ -56,7 +56,10 @@ fn nextest() -> Result<()> {
         return Ok(());
     }
     missing_line("cargo-nextest", "it runs the tests, each in a process of its own, the lab's one after the other");
-    cargo_install("cargo-nextest", NEXTEST, &[], &[])
+    // It waits for tests most of the time: what full optimisation saves there, it costs many times over here.
+    let quick =
+        [("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1".to_owned()), ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16".to_owned())];
+    cargo_install("cargo-nextest", NEXTEST, &[], &quick)
 }
 
 /// `cargo install --locked` of one program at one version.
