@@ -388,9 +388,7 @@ mod pod {
             unsafe impl aya::Pod for $type {}
         )* };
     }
-    pod!(
-        Address, ServiceKey, Service, Backend, FlowKey, Flow, SocketKey, SocketOriginal, Config, ServiceCounters
-    );
+    pod!(Address, ServiceKey, Service, Backend, FlowKey, Flow, SocketKey, SocketOriginal, Config, ServiceCounters);
 }
 
 #[cfg(test)]

@@ -255,11 +255,9 @@ mod tests {
 
     #[test]
     fn up_to_two_vlan_tags_are_read() {
-        for (tags, ethernet) in [
-            (0, &[8, 0][..]),
-            (1, &[0x81, 0, 0, 7, 8, 0]),
-            (2, &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8, 8, 0]),
-        ] {
+        for (tags, ethernet) in
+            [(0, &[8, 0][..]), (1, &[0x81, 0, 0, 7, 8, 0]), (2, &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8, 8, 0])]
+        {
             let packet = parse_ethernet(&frame(ethernet)[..]).unwrap();
             assert_eq!(packet.vlan_tags, tags);
             assert_eq!(packet.network, 14 + 4 * u32::from(tags));

@@ -18,6 +18,10 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// flows of which the connection table knows nothing.
 pub const MAGLEV_SLOTS: usize = 1021;
 
+/// The highest number of a backend: the forwarding table of each node has a place for every number, 48 bytes each, and
+/// 400 KB is what a board with 1 GB can spare.
+pub const LAST_BACKEND: u16 = 8191;
+
 /// Seed of the permutations. The same on every node for ever: a flow that arrives at another node, or at a node that
 /// has forgotten it, must find the same backend.
 const MAGLEV_SEED: u64 = 0x6564_6765_645f_6d31;

@@ -8,8 +8,8 @@ use orchestrator_core::{
         RestartPolicy, ServiceId, Slot, TaskId, TaskSpec, TaskState, UnixMillis,
     },
     node::{
-        Attached, Container, Failure, Health, Observed, Op, Phase, Stopping, TaskObserved, forwarding, names, reconcile,
-        report,
+        Attached, Container, Failure, Health, Observed, Op, Phase, Stopping, TaskObserved, forwarding, names,
+        reconcile, report,
     },
 };
 use std::collections::BTreeMap;
@@ -38,13 +38,8 @@ fn assigned(desired: Desired) -> Assignment {
         desired,
         index: 2,
     };
-    let backend = AssignedBackend {
-        task: TASK,
-        node: HERE,
-        index: 2,
-        slots: vec![(WEB, 5)],
-        active: desired == Desired::Run,
-    };
+    let backend =
+        AssignedBackend { task: TASK, node: HERE, index: 2, slots: vec![(WEB, 5)], active: desired == Desired::Run };
     let service = AssignedService { name: "web".into(), ports: vec![WEB], backends: vec![backend] };
     Assignment {
         node: HERE,

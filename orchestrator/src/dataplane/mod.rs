@@ -54,6 +54,8 @@ const MAPS: [&str; 10] = [
     "SOCKETS",
 ];
 
+const _: () = assert!(MAX_BACKENDS == orchestrator_core::forwarding::LAST_BACKEND as u32 + 1, "every number has a place");
+
 /// Below this much memory the connection tables are a quarter of their size: 2 MiB instead of 8.
 const SMALL_MEMORY_BYTES: u64 = 1 << 30;
 

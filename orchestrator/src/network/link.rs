@@ -8,6 +8,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
 };
 
 use futures_util::TryStreamExt;
@@ -24,10 +25,16 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessa
 
 use super::{NetworkError, Result, error::netlink_io};
 
+/// Tries of a dump, and the pause between two: a dump that nobody reads any more is over within milliseconds.
+const DUMP_TRIES: u32 = 100;
+const DUMP_PAUSE: Duration = Duration::from_millis(2);
+
 /// A connection to the kernel; the task that drives it ends with it.
 pub(super) struct Netlink {
     handle: rtnetlink::Handle,
     driver: tokio::task::JoinHandle<()>,
+    /// Held during a dump: the kernel refuses a second one on the same socket with EBUSY (netlink(7), `NLM_F_DUMP`).
+    dump: tokio::sync::Mutex<()>,
 }
 
 /// What a link dump says about one link.
@@ -88,13 +95,30 @@ impl Netlink {
     pub(super) fn open() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|error| NetworkError::io("open a netlink socket", error))?;
-        Ok(Netlink { handle, driver: tokio::spawn(connection) })
+        Ok(Netlink { handle, driver: tokio::spawn(connection), dump: tokio::sync::Mutex::default() })
+    }
+
+    /// Collects a dump that `ask` begins. One dump at a time; one that was given up half-way keeps the socket busy for a
+    /// moment, so EBUSY is asked again.
+    async fn collect<T, S>(&self, ask: impl Fn(&rtnetlink::Handle) -> S) -> Result<Vec<T>, rtnetlink::Error>
+    where
+        S: futures_util::Stream<Item = Result<T, rtnetlink::Error>>,
+    {
+        let _one_at_a_time = self.dump.lock().await;
+        let mut tries = 0;
+        loop {
+            match ask(&self.handle).try_collect().await {
+                Err(error) if is(&error, libc::EBUSY) && tries < DUMP_TRIES => tries += 1,
+                result => return result,
+            }
+            tokio::time::sleep(DUMP_PAUSE).await;
+        }
     }
 
     /// All links by index.
     pub(super) async fn links(&self) -> Result<BTreeMap<u32, Link>> {
         let failed = |error| NetworkError::netlink("list links", error);
-        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
+        let messages = self.collect(|handle| handle.link().get().execute()).await.map_err(failed)?;
         Ok(messages.iter().map(Link::of).map(|link| (link.index, link)).collect())
     }
 
@@ -178,8 +202,7 @@ impl Netlink {
     /// All addresses, in order.
     pub(super) async fn addresses(&self) -> Result<Vec<Address>> {
         let failed = |error| NetworkError::netlink("list addresses", error);
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed)?;
+        let messages = self.collect(|handle| handle.address().get().execute()).await.map_err(failed)?;
         let mut addresses: Vec<Address> = messages.iter().filter_map(Address::of).collect();
         addresses.sort();
         Ok(addresses)
@@ -223,8 +246,8 @@ impl Netlink {
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
         let mut routes = Vec::new();
         for family in [v4, v6] {
-            let messages: Vec<RouteMessage> =
-                self.handle.route().get(family).execute().try_collect().await.map_err(failed)?;
+            let messages =
+                self.collect(|handle| handle.route().get(family.clone()).execute()).await.map_err(failed)?;
             routes.extend(messages.iter().flat_map(DefaultRoute::of));
         }
         routes.sort_by_key(|route| route.metric);
@@ -240,8 +263,7 @@ impl Netlink {
             Some(IpAddr::V6(_)) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
         };
         let failed = |error| NetworkError::netlink("list routes", error);
-        let routes: Vec<RouteMessage> =
-            self.handle.route().get(filter).execute().try_collect().await.map_err(failed)?;
+        let routes = self.collect(|handle| handle.route().get(filter.clone()).execute()).await.map_err(failed)?;
         Ok(routes.iter().any(|route| {
             route.header.kind == RouteType::Local
                 && route

@@ -102,7 +102,11 @@ impl Rig {
         in_namespace(&self.node, work)
     }
 
-    pub(crate) fn in_container<T: Send + 'static>(&self, number: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn in_container<T: Send + 'static>(
+        &self,
+        number: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         in_namespace(&self.containers[number].namespace, work)
     }
 }

@@ -38,7 +38,8 @@ async fn run(node: &Node, task: TaskId, exec: ExecSpec, input: &[u8]) -> (i32, S
 async fn streams_and_exit_code_come_back() {
     let node = node!();
     let task = running(&node).await;
-    let exec = ExecSpec { stdin: true, env: vec!["MORE=1".into()], ..shell("cat; echo $OF $MORE; echo no >&2; exit 9") };
+    let exec =
+        ExecSpec { stdin: true, env: vec!["MORE=1".into()], ..shell("cat; echo $OF $MORE; echo no >&2; exit 9") };
     assert_eq!(run(&node, task, exec, b"typed\n").await, (9, "typed\ncontainer 1\n".into(), "no\n".into()));
     assert_eq!(run(&node, task, shell("kill -9 $$"), b"").await.0, 137);
     let big = run(&node, task, shell("head -c 1000000 /dev/zero | tr '\\0' x"), b"").await;
@@ -65,7 +66,10 @@ async fn the_program_has_the_containers_limits_and_filter() {
     let user = ExecSpec { user: Some("web".into()), ..shell(status) };
     let (_, user, _) = run(&node, task, user, b"").await;
     assert_eq!(user, "CapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nNoNewPrivs:\t0\nSeccomp:\t2\n");
-    let all = ExecSpec { privileged: true, ..shell("grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted") };
+    let all = ExecSpec {
+        privileged: true,
+        ..shell("grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted")
+    };
     assert_eq!(run(&node, task, all, b"").await.1, "Seccomp:\t0\nmounted\n");
     let (_, groups, _) = run(&node, task, shell("cat /proc/self/cgroup"), b"").await;
     assert!(groups.contains(&task.to_string()), "{groups}");
@@ -76,7 +80,12 @@ async fn the_program_has_the_containers_limits_and_filter() {
 async fn a_terminal_is_one_and_can_be_resized() {
     let node = node!();
     let task = running(&node).await;
-    let exec = ExecSpec { tty: true, stdin: true, size: Some((30, 90)), ..shell("stty size; tty; read line; stty size; echo $TERM; exit 2") };
+    let exec = ExecSpec {
+        tty: true,
+        stdin: true,
+        size: Some((30, 90)),
+        ..shell("stty size; tty; read line; stty size; echo $TERM; exit 2")
+    };
     let mut session = node.runtime.exec(task, exec).await.unwrap();
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains("/dev/pts/") {

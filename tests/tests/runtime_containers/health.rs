@@ -55,7 +55,10 @@ async fn a_check_that_hangs_has_failed() {
     node.run(&config).await;
     becomes(&node, config.task, HealthStatus::Unhealthy).await;
     let health = node.status(config.task).await.health.unwrap();
-    assert_eq!((health.log[0].exit_code, health.log[0].output.as_str()), (-1, "Health check exceeded timeout (400ms): stuck\n"));
+    assert_eq!(
+        (health.log[0].exit_code, health.log[0].output.as_str()),
+        (-1, "Health check exceeded timeout (400ms): stuck\n")
+    );
     node.close().await;
 }
 

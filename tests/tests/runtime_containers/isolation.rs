@@ -26,10 +26,16 @@ async fn the_default_capabilities_and_filter_are_dockers() {
 async fn forbidden_calls_are_refused() {
     let node = node!();
     let (code, output) = node
-        .output(&node.shell("mount -t tmpfs x /tmp; unshare -m true; hostname other; chroot / true && echo chroot; exit 0"))
+        .output(
+            &node.shell("mount -t tmpfs x /tmp; unshare -m true; hostname other; chroot / true && echo chroot; exit 0"),
+        )
         .await;
     assert_eq!(code, 0);
-    assert!(output.contains("mount: permission denied") || output.contains("mount: mounting x on /tmp failed: Operation not permitted"), "{output}");
+    assert!(
+        output.contains("mount: permission denied")
+            || output.contains("mount: mounting x on /tmp failed: Operation not permitted"),
+        "{output}"
+    );
     assert!(output.contains("unshare") && output.contains("Operation not permitted"), "{output}");
     assert!(output.contains("sethostname") || output.contains("hostname"), "{output}");
     assert!(output.contains("chroot\n"), "{output}");
@@ -78,7 +84,8 @@ async fn paths_of_the_kernel_are_masked_or_read_only() {
 #[tokio::test]
 async fn a_read_only_root_refuses_writes_but_not_to_mounts() {
     let node = node!();
-    let mut config = node.shell("echo x > /file; echo y > /tmp/file && cat /tmp/file; stat -c %a /tmp; df -k /tmp | tail -1");
+    let mut config =
+        node.shell("echo x > /file; echo y > /tmp/file && cat /tmp/file; stat -c %a /tmp; df -k /tmp | tail -1");
     config.spec.read_only = true;
     config.spec.mounts = vec![tmpfs("/tmp")];
     let (_, output) = node.output(&config).await;
@@ -94,7 +101,9 @@ async fn binds_and_volumes_show_folders_of_the_node() {
     fs::create_dir_all(&shared).unwrap();
     fs::create_dir_all(data.join("sub")).unwrap();
     fs::write(shared.join("here"), "from the node").unwrap();
-    let mut config = node.shell("cat /in/here; echo x > /in/new; echo kept > /data/file; echo low > /sub/file; echo img > /image/file; true");
+    let mut config = node.shell(
+        "cat /in/here; echo x > /in/new; echo kept > /data/file; echo low > /sub/file; echo img > /image/file; true",
+    );
     let bind = MountSource::Bind {
         path: shared.to_str().unwrap().into(),
         propagation: Propagation::RPrivate,
@@ -115,10 +124,14 @@ async fn binds_and_volumes_show_folders_of_the_node() {
     config.image.volumes = vec!["/image".into()];
     let own = node.path().join("anonymous");
     fs::create_dir(&own).unwrap();
-    config.volumes =
-        [("/data", &data), ("/sub", &data), ("/image", &own)].map(|(target, dir)| (target.to_owned(), dir.clone())).into();
+    config.volumes = [("/data", &data), ("/sub", &data), ("/image", &own)]
+        .map(|(target, dir)| (target.to_owned(), dir.clone()))
+        .into();
     let (_, output) = node.output(&config).await;
-    assert!(output.contains("from the node") && output.contains("can't create /in/new: Read-only file system"), "{output}");
+    assert!(
+        output.contains("from the node") && output.contains("can't create /in/new: Read-only file system"),
+        "{output}"
+    );
     assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "kept\n");
     assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "low\n");
     assert_eq!(fs::read_to_string(own.join("file")).unwrap(), "img\n");
@@ -136,7 +149,10 @@ async fn names_and_devices_are_its_own() {
         .await;
     assert_eq!(code, 0, "{output}");
     assert!(output.starts_with("127.0.0.1 localhost\nbox\nnameserver 127.0.0.53\n"), "{output}");
-    assert!(output.contains("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"), "{output}");
+    assert!(
+        output.contains("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"),
+        "{output}"
+    );
     assert!(output.ends_with("\n1\n"), "{output}");
     node.close().await;
 }

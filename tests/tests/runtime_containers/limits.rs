@@ -6,7 +6,8 @@ use orchestrator_core::model::Resources;
 #[tokio::test]
 async fn a_container_that_takes_too_much_memory_is_killed_and_says_so() {
     let node = node!();
-    let mut config = node.shell("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; tail /dev/zero");
+    let mut config = node
+        .shell("cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; tail /dev/zero");
     config.resources.limit_memory_bytes = 32 << 20;
     node.run(&config).await;
     match node.ended(config.task).await {
@@ -35,8 +36,9 @@ async fn the_number_of_processes_is_limited() {
 #[tokio::test]
 async fn processor_time_is_limited() {
     let node = node!();
-    let mut config =
-        node.shell("cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max; sleep 1000");
+    let mut config = node.shell(
+        "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max; sleep 1000",
+    );
     config.resources.limit_nano_cpus = 250_000_000;
     node.run(&config).await;
     node.await_output(config.task, "25000\n").await;

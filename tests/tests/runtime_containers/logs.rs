@@ -12,7 +12,10 @@ async fn streams_times_and_tails_can_be_chosen() {
     let task = config.task;
     assert_eq!(node.read_log(task, LogQuery { stderr: false, ..LogQuery::default() }).await, "one\nthree\nfour");
     assert_eq!(node.read_log(task, LogQuery { stdout: false, ..LogQuery::default() }).await, "two\n");
-    assert_eq!(node.read_log(task, LogQuery { stderr: false, tail: Some(2), ..LogQuery::default() }).await, "three\nfour");
+    assert_eq!(
+        node.read_log(task, LogQuery { stderr: false, tail: Some(2), ..LogQuery::default() }).await,
+        "three\nfour"
+    );
     assert_eq!(node.read_log(task, LogQuery { tail: Some(0), ..LogQuery::default() }).await, "");
 
     let mut logs = node.runtime.logs(task, LogQuery::default()).await.unwrap();
@@ -29,7 +32,9 @@ async fn streams_times_and_tails_can_be_chosen() {
 #[tokio::test]
 async fn following_goes_on_through_rotation_until_the_container_ends() {
     let node = node!();
-    let mut config = node.shell("i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.03; done; true");
+    let mut config = node.shell(
+        "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.03; done; true",
+    );
     config.spec.log.max_bytes = 4096;
     config.spec.log.max_files = 4;
     node.runtime.create(&config).await.unwrap();

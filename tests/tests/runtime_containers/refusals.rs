@@ -36,9 +36,12 @@ macro_rules! assert_refused {
 
 #[tokio::test]
 async fn a_command_that_is_not_in_the_image() {
-    assert_refused!(NoSuchCommand, "exec: \"foo\": executable file not found in $PATH", |c| c.spec.command = Some(vec!["foo".into()]));
-    assert_refused!(NoSuchCommand, "exec: \"/foo\": stat /foo: no such file or directory", |c| c.spec.command = Some(vec!["/foo".into()]));
-    assert_refused!(NoSuchCommand, "exec: \"/etc/passwd\": permission denied", |c| c.spec.command = Some(vec!["/etc/passwd".into()]));
+    assert_refused!(NoSuchCommand, "exec: \"foo\": executable file not found in $PATH", |c| c.spec.command =
+        Some(vec!["foo".into()]));
+    assert_refused!(NoSuchCommand, "exec: \"/foo\": stat /foo: no such file or directory", |c| c.spec.command =
+        Some(vec!["/foo".into()]));
+    assert_refused!(NoSuchCommand, "exec: \"/etc/passwd\": permission denied", |c| c.spec.command =
+        Some(vec!["/etc/passwd".into()]));
     assert_refused!(NoSuchCommand, "no command specified", |c| c.spec.command = None);
 }
 
@@ -70,19 +73,31 @@ async fn a_mount_that_cannot_be_made() {
     let bind = |path: &str, target: &str| Mount {
         target: target.into(),
         read_only: false,
-        source: MountSource::Bind { path: path.into(), propagation: Propagation::RPrivate, recursive: true, create: false },
+        source: MountSource::Bind {
+            path: path.into(),
+            propagation: Propagation::RPrivate,
+            recursive: true,
+            create: false,
+        },
     };
-    assert_refused!(BadMount, "create /no/such/dir on the node", |c| c.spec.mounts = vec![bind("/no/such/dir", "/data")]);
+    assert_refused!(BadMount, "create /no/such/dir on the node", |c| c.spec.mounts =
+        vec![bind("/no/such/dir", "/data")]);
     assert_refused!(BadMount, "", |c| c.spec.mounts = vec![bind("/tmp", "/etc/passwd")]);
 }
 
 #[tokio::test]
 async fn privileges_over_the_node() {
-    assert_refused!(BadRequest, "kernel.panic", |c| c.spec.sysctls = [("kernel.panic".to_owned(), "1".to_owned())].into());
-    assert_refused!(BadRequest, "net.core.somaxconn", |c| c.spec.sysctls = [("net.core.somaxconn".to_owned(), "1".to_owned())].into());
+    assert_refused!(BadRequest, "kernel.panic", |c| c.spec.sysctls =
+        [("kernel.panic".to_owned(), "1".to_owned())].into());
+    assert_refused!(BadRequest, "net.core.somaxconn", |c| c.spec.sysctls =
+        [("net.core.somaxconn".to_owned(), "1".to_owned())].into());
     assert_refused!(BadRequest, "NO_SUCH_CAP", |c| c.spec.cap_add = vec!["NO_SUCH_CAP".into()]);
     assert_refused!(BadRequest, "is it plugged in?", |c| {
-        c.spec.devices = vec![Device { host_path: "/dev/ttyUSB9".into(), container_path: "/dev/ttyUSB9".into(), permissions: "rw".into() }];
+        c.spec.devices = vec![Device {
+            host_path: "/dev/ttyUSB9".into(),
+            container_path: "/dev/ttyUSB9".into(),
+            permissions: "rw".into(),
+        }];
     });
 }
 

@@ -5,6 +5,7 @@
 use super::{Subject, Why, work::Work};
 use crate::{
     assignment::published_ports,
+    forwarding::LAST_BACKEND,
     model::{PortSpec, Protocol, Task, TaskId},
 };
 use alloc::{collections::BTreeSet, vec::Vec};
@@ -18,7 +19,7 @@ const CHOSEN_PORTS: RangeInclusive<u16> = 30000..=32767;
 const ADDRESSES: RangeInclusive<u16> = 2..=65533;
 
 /// Numbers of backends; 0 means none.
-const BACKENDS: RangeInclusive<u16> = 1..=u16::MAX;
+const BACKENDS: RangeInclusive<u16> = 1..=LAST_BACKEND;
 
 /// Fills in the published ports that the cluster chooses; once chosen, they stay.
 pub(super) fn choose_ports(work: &mut Work<'_>) {

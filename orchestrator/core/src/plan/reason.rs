@@ -1,7 +1,10 @@
 //! Why the planner did not do what a user might expect, as values; printed by `service ps` and `service explain`. The texts
 //! that Docker has words for are Docker's (SwarmKit `manager/scheduler/filter.go`, `pipeline.go`).
 
-use crate::model::{Constraint, NodeId, Protocol, ServiceId, TaskId, UnixMillis};
+use crate::{
+    forwarding::LAST_BACKEND,
+    model::{Constraint, NodeId, Protocol, ServiceId, TaskId, UnixMillis},
+};
 use alloc::{collections::BTreeMap, format, string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
@@ -44,7 +47,7 @@ impl fmt::Display for Why {
             Why::RestartDelay(_) => f.write_str("waits for the restart delay"),
             Why::NotRestarted => f.write_str("not restarted: its restart condition does not ask for it"),
             Why::AttemptsUsedUp(attempts) => write!(f, "not restarted: all {attempts} attempts are used up"),
-            Why::NoBackendNumber => write!(f, "all {} numbers of published ports are in use", u16::MAX),
+            Why::NoBackendNumber => write!(f, "all {LAST_BACKEND} numbers of published ports are in use"),
             Why::NoPort => f.write_str("all ports between 30000 and 32767 are in use: publish a port of your choice"),
             Why::UpdatePaused => f.write_str("update paused: update the service again to go on, or roll it back"),
         }
