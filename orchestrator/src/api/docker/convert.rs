@@ -206,7 +206,7 @@ fn to_container_spec(spec: &ContainerSpec) -> wire::ContainerSpec {
         open_stdin: spec.open_stdin,
         read_only: spec.read_only,
         mounts: spec.mounts.iter().map(to_mount).collect(),
-        stop_signal: spec.stop_signal.map(|signal| signal.to_string()).unwrap_or_default(),
+        stop_signal: spec.stop_signal.map(signal_name).unwrap_or_default(),
         stop_grace_period: Some(nanos(spec.stop_grace)),
         healthcheck: spec.health.as_ref().map(to_health),
         hosts: spec.hosts.iter().map(|(name, address)| format!("{address} {name}")).collect(),
@@ -237,6 +237,14 @@ fn capability(name: &str) -> String {
 
 fn to_capability(name: &str) -> String {
     if name == "ALL" { name.into() } else { format!("CAP_{name}") }
+}
+
+/// The two signals that glibc keeps to itself have numbers only (signal(7)).
+fn signal_name(signal: Signal) -> String {
+    match signal.number() {
+        number @ (32 | 33) => number.to_string(),
+        _ => signal.to_string(),
+    }
 }
 
 fn device(device: &wire::Device) -> Device {

@@ -163,6 +163,8 @@ wire! {
         pub advertise_addr: String,
         pub data_path_addr: String,
         pub data_path_port: u32,
+        /// Docker's client always sends it; without address pools it means nothing.
+        pub subnet_size: u32,
         pub force_new_cluster: bool,
         pub auto_lock_managers: bool,
         pub availability: String,

@@ -67,13 +67,40 @@ pub(super) async fn create(
     State(app): State<App>,
     JsonBody(body): JsonBody<ServiceSpec>,
 ) -> Result<(StatusCode, Json<wire::ServiceCreated>), ApiError> {
-    if body.name.is_empty() {
-        return Err(ApiError::invalid("invalid Name: a service needs a name"));
-    }
-    let spec = convert::service_spec(&body, None)?;
-    let id = app.change(|state, now| Ok(intent::create_service(state, spec.clone(), now)?)).await?;
-    tracing::info!(service = %id, name = %spec.name, "service created");
+    let id = app
+        .change(|state, now| {
+            let mut body = body.clone();
+            if body.name.is_empty() {
+                body.name = free_name(state);
+            }
+            Ok(intent::create_service(state, convert::service_spec(&body, None)?, now)?)
+        })
+        .await?;
+    tracing::info!(service = %id, name = body.name, "service created");
     Ok((StatusCode::CREATED, Json(wire::ServiceCreated { id: id.to_string(), warnings: Vec::new() })))
+}
+
+const ADJECTIVES: [&str; 16] = [
+    "bold", "brave", "bright", "calm", "clever", "eager", "gentle", "happy", "keen", "kind", "lively", "proud", "quiet",
+    "swift", "warm", "wise",
+];
+const NOUNS: [&str; 16] = [
+    "badger", "beaver", "crane", "falcon", "finch", "heron", "ibex", "lynx", "marten", "otter", "owl", "plover", "raven",
+    "seal", "stoat", "wren",
+];
+
+/// A name for a service whose user gave none, as Docker's daemon does.
+fn free_name(state: &orchestrator_core::state::State) -> String {
+    let taken = |name: &str| state.services.values().any(|service| service.name.as_str() == name);
+    let start = usize::try_from(state.revision).unwrap_or(0);
+    // The step is odd and so visits all 256 pairs before it comes round; a number follows when all are taken.
+    let candidates = (0..).map(|round: usize| {
+        let at = start.wrapping_add(round).wrapping_mul(167) % (ADJECTIVES.len() * NOUNS.len());
+        let name = format!("{}_{}", ADJECTIVES[at % ADJECTIVES.len()], NOUNS[at / ADJECTIVES.len()]);
+        if round < ADJECTIVES.len() * NOUNS.len() { name } else { format!("{name}{round}") }
+    });
+    let mut free = candidates.filter(|name| !taken(name));
+    free.next().expect("there are more names than services")
 }
 
 pub(super) async fn inspect(State(app): State<App>, Path(id): Path<String>) -> Result<Json<wire::Service>, ApiError> {

@@ -48,6 +48,12 @@ pub(super) async fn init(
     if body.auto_lock_managers {
         return Err(ApiError::unsupported("invalid AutoLockManagers: not supported yet"));
     }
+    if !body.data_path_addr.is_empty() {
+        return Err(ApiError::unsupported("invalid DataPathAddr: not supported yet"));
+    }
+    if !matches!(body.data_path_port, 0 | 4789) {
+        return Err(ApiError::unsupported("invalid DataPathPort: not supported yet"));
+    }
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     let request = InitRequest {
         advertise_addr: text(body.advertise_addr),

@@ -1,0 +1,5 @@
+//! The API against the fake of `fake`: by plain requests, and by the stock `docker` client.
+
+mod convert;
+mod docker_client;
+mod http;
