@@ -34,12 +34,7 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    pub(super) fn new(
-        drivers: &Drivers,
-        memory: &Arc<Memory>,
-        assignment: &Arc<Assignment>,
-        task: TaskId,
-    ) -> Self {
+    pub(super) fn new(drivers: &Drivers, memory: &Arc<Memory>, assignment: &Arc<Assignment>, task: TaskId) -> Self {
         Self { drivers: drivers.clone(), memory: memory.clone(), assignment: assignment.clone(), task }
     }
 
@@ -110,7 +105,8 @@ impl Chain {
     fn stop_signal(&self) -> Signal {
         let Ok(assigned) = self.assigned() else { return Signal::TERM };
         let spec = &assigned.spec.container;
-        let of_image = || Signal::parse(self.drivers.image(spec.image.as_str())?.config.config.stop_signal.as_deref()?).ok();
+        let of_image =
+            || Signal::parse(self.drivers.image(spec.image.as_str())?.config.config.stop_signal.as_deref()?).ok();
         spec.stop_signal.or_else(of_image).unwrap_or(Signal::TERM)
     }
 
@@ -153,11 +149,11 @@ impl Chain {
         of_image: &[String],
         rootfs: &Path,
     ) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-        let from_image = of_image.iter().filter(|path| !mounts.iter().any(|mount| mount.target == **path)).map(|path| {
-            let source =
-                MountSource::Volume { name: None, no_copy: false, labels: BTreeMap::new(), subpath: None };
-            Mount { target: path.clone(), read_only: false, source }
-        });
+        let from_image =
+            of_image.iter().filter(|path| !mounts.iter().any(|mount| mount.target == **path)).map(|path| {
+                let source = MountSource::Volume { name: None, no_copy: false, labels: BTreeMap::new(), subpath: None };
+                Mount { target: path.clone(), read_only: false, source }
+            });
         let wanted = mounts.iter().cloned().chain(from_image).collect::<Vec<_>>();
         let (volumes, task, rootfs) = (self.drivers.volumes.clone(), self.task, rootfs.to_owned());
         let resolve = move || -> anyhow::Result<BTreeMap<String, PathBuf>> {

@@ -32,11 +32,7 @@ impl Ledger {
     /// The directory cannot be made.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         let dir = state_dir.join("ledger");
-        std::fs::create_dir_all(&dir).map_err(|source| LedgerError {
-            action: "making",
-            path: dir.clone(),
-            source,
-        })?;
+        std::fs::create_dir_all(&dir).map_err(|source| LedgerError { action: "making", path: dir.clone(), source })?;
         Ok(Self { dir })
     }
 

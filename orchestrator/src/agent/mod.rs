@@ -185,9 +185,7 @@ impl Agent {
     ) -> anyhow::Result<(Report, Duration)> {
         let assigned = assignment.tasks.keys().copied().collect::<BTreeSet<_>>();
         let mut look = observe::look(&self.drivers, assignment).await?;
-        self.memory.abort_fetches(|task| {
-            assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run)
-        });
+        self.memory.abort_fetches(|task| assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run));
         self.memory.add_to(&mut look.observed, &assigned);
 
         if mend && let Err(error) = self.drivers.mend(&look.strays).await {

@@ -21,7 +21,6 @@ use std::{
 /// First port that the kernel hands out by itself (`net.ipv4.ip_local_port_range`'s default).
 const FIRST_EPHEMERAL: u16 = 32_768;
 
-
 /// What one look has seen.
 #[derive(Debug, Default)]
 pub(super) struct Look {

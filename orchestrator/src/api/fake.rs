@@ -20,7 +20,6 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -166,7 +165,8 @@ impl Daemon {
             let Some(node) = *node else { return };
             let Some(known) = live.nodes.get_mut(&node) else { return };
             for task in state.tasks.values().filter(|task| task.placed.is_some() && task.outcome.is_none()) {
-                let broken = state.task_spec(task).is_some_and(|spec| spec.container.image.as_str().starts_with("broken"));
+                let broken =
+                    state.task_spec(task).is_some_and(|spec| spec.container.image.as_str().starts_with("broken"));
                 let (now_in, message) = match (task.desired, broken) {
                     (Desired::Run, true) => (TaskState::Rejected, "no such image: broken"),
                     (Desired::Run, false) => (TaskState::Running, ""),
@@ -208,7 +208,8 @@ impl Daemon {
     pub(crate) fn emit(&self, action: &str) {
         let attributes = BTreeMap::from([("name".into(), "web.1".into()), ("image".into(), "nginx".into())]);
         let at = now().0 * 1_000_000;
-        let event = Event { at, kind: "container", action: action.into(), scope: "local", id: "c0ffee".into(), attributes };
+        let event =
+            Event { at, kind: "container", action: action.into(), scope: "local", id: "c0ffee".into(), attributes };
         self.events.send(event).unwrap();
     }
 }
@@ -323,7 +324,8 @@ impl LocalNode for Daemon {
         })
     }
     async fn doctor(&self) -> Vec<Finding> {
-        let finding = |what: &str, ok, why: &str, fix: &str| Finding { what: what.into(), ok, why: why.into(), fix: fix.into() };
+        let finding =
+            |what: &str, ok, why: &str, fix: &str| Finding { what: what.into(), ok, why: why.into(), fix: fix.into() };
         vec![
             finding("overlayfs", true, "found", ""),
             finding("cgroup memory controller", false, "not enabled", "add cgroup_enable=memory to cmdline.txt"),
@@ -403,7 +405,11 @@ impl LocalNode for Daemon {
             lines = lines.split_off(lines.len().saturating_sub(tail as usize));
         }
         let lines = stream::iter(lines);
-        Ok(if query.follow && found.outcome.is_none() { Box::pin(lines.chain(stream::pending())) } else { Box::pin(lines) })
+        Ok(if query.follow && found.outcome.is_none() {
+            Box::pin(lines.chain(stream::pending()))
+        } else {
+            Box::pin(lines)
+        })
     }
     async fn stats(&self, _task: TaskId) -> Result<Stats, Failure> {
         let at = now().0 * 1_000_000;
@@ -416,7 +422,10 @@ impl LocalNode for Daemon {
             memory_inactive_file_bytes: 10 << 20,
             memory_limit_bytes: 100 << 20,
             pids: 3,
-            networks: BTreeMap::from([("eth0".into(), NetworkStats { rx_bytes: 1200, tx_bytes: 3400, ..Default::default() })]),
+            networks: BTreeMap::from([(
+                "eth0".into(),
+                NetworkStats { rx_bytes: 1200, tx_bytes: 3400, ..Default::default() },
+            )]),
             ..Stats::default()
         })
     }
@@ -476,14 +485,22 @@ impl LocalNode for Daemon {
         let execs = self.execs.lock().unwrap();
         let exec = &execs[index(id)?];
         let exit_code = *exec.exit_code.lock().unwrap();
-        Ok(ExecState { task: exec.task, spec: exec.spec.clone(), running: exit_code.is_none(), exit_code, pid: Some(99) })
+        Ok(ExecState {
+            task: exec.task,
+            spec: exec.spec.clone(),
+            running: exit_code.is_none(),
+            exit_code,
+            pid: Some(99),
+        })
     }
     async fn images(&self) -> Result<Vec<Image>, Failure> {
         Ok(self.images.lock().unwrap().clone())
     }
     async fn image(&self, name: &str) -> Result<Image, Failure> {
         let images = self.images.lock().unwrap();
-        let found = images.iter().find(|image| image.tags.iter().any(|tag| tag == name || tag.starts_with(&format!("{name}:"))));
+        let found = images
+            .iter()
+            .find(|image| image.tags.iter().any(|tag| tag == name || tag.starts_with(&format!("{name}:"))));
         found.cloned().ok_or_else(|| Failure::NotFound(format!("No such image: {name}")))
     }
     async fn image_pull(&self, request: PullRequest) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
@@ -505,7 +522,11 @@ impl LocalNode for Daemon {
         }
         Ok(Box::pin(stream::iter(items)))
     }
-    async fn image_push(&self, name: &str, _: Option<Credentials>) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
+    async fn image_push(
+        &self,
+        name: &str,
+        _: Option<Credentials>,
+    ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
         let status = format!("The push refers to repository [{name}]");
         Ok(Box::pin(stream::iter([Ok(Progress { status, ..Progress::default() })])))
     }
@@ -579,4 +600,3 @@ impl io::Write for Buffer {
         Ok(())
     }
 }
-

@@ -5,7 +5,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use orchestrator_core::{
-    model::{Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Signal, TaskId},
+    model::{
+        Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Signal, TaskId,
+    },
     state::{Applied, Entry, State},
 };
 use serde::{Deserialize, Serialize};

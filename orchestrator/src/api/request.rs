@@ -182,7 +182,10 @@ impl<S: Send + Sync, T: Serialize + DeserializeOwned + Default> FromRequest<S> f
 /// Reads a body of at most [`BODY_MAX`] bytes.
 pub(crate) async fn read_body(body: Body) -> Result<bytes::Bytes, ApiError> {
     to_bytes(body, BODY_MAX).await.map_err(|_| {
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request body is larger than {BODY_MAX} bytes or broke off"))
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request body is larger than {BODY_MAX} bytes or broke off"),
+        )
     })
 }
 
@@ -196,8 +199,7 @@ pub(crate) fn parse_body<T: Serialize + DeserializeOwned + Default>(bytes: &[u8]
     strip_nulls(&mut value);
     let parsed: T = serde_path_to_error::deserialize(&value)
         .map_err(|error| ApiError::invalid(format!("invalid {}: {}", error.path(), error.inner())))?;
-    let kept = serde_json::to_value(&parsed)
-        .map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    let kept = serde_json::to_value(&parsed).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
     match unknown(&value, &kept, "") {
         Some(path) => Err(ApiError::invalid(format!("invalid {path}: not supported yet"))),
         None => Ok(parsed),

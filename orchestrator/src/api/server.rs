@@ -162,7 +162,8 @@ fn strip_version(uri: &Uri) -> Result<Option<Uri>, ApiError> {
     let Some(versioned) = text.strip_prefix("/v") else { return Ok(None) };
     let end = versioned.find(['/', '?']).unwrap_or(versioned.len());
     let (version, rest) = versioned.split_at(end);
-    let Some((Ok(major), Ok(minor))) = version.split_once('.').map(|(a, b)| (a.parse::<u32>(), b.parse::<u32>())) else {
+    let Some((Ok(major), Ok(minor))) = version.split_once('.').map(|(a, b)| (a.parse::<u32>(), b.parse::<u32>()))
+    else {
         return Ok(None);
     };
     if major != 1 || minor < *ACCEPTED_MINORS.start() {

@@ -54,7 +54,8 @@ impl Client {
     async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let lost = |error: hyper::Error| Error::new(format!("the connection to edged broke: {error}"));
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(lost)
     }
@@ -68,14 +69,21 @@ impl Client {
     }
 
     /// Sends a request; an answer that is an error becomes one.
-    async fn call(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> Result<Response<Incoming>> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Response<Incoming>> {
         let response = self.send(Self::request(method, path, headers, body)?).await?;
         let status = response.status();
         if status.is_success() || status == hyper::StatusCode::SWITCHING_PROTOCOLS || status.is_redirection() {
             return Ok(response);
         }
         let bytes = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        let message = serde_json::from_slice::<Value>(&bytes).ok().and_then(|v| v["message"].as_str().map(str::to_owned));
+        let message =
+            serde_json::from_slice::<Value>(&bytes).ok().and_then(|v| v["message"].as_str().map(str::to_owned));
         let message = message.unwrap_or_else(|| format!("edged answered {status}"));
         Err(Error { message, code: 1, status: Some(status.as_u16()) })
     }

@@ -55,7 +55,8 @@ pub(super) async fn run(command: Command, client: &Client, out: &mut Out) -> Res
             Ok(out.line("Start a service with: edgectl service create --name web -p 8080:80 nginx")?)
         }
         Command::Inspect(inspect) => {
-            let swarm: Value = client.get("/swarm").await.map_err(|error: Error| error.context("inspect the cluster"))?;
+            let swarm: Value =
+                client.get("/swarm").await.map_err(|error: Error| error.context("inspect the cluster"))?;
             output::inspect(out, inspect.format.as_deref(), vec![swarm])
         }
     }

@@ -178,9 +178,10 @@ pub(super) async fn stats(command: Stats, client: &Client, out: &mut Out) -> Res
             named => named.to_vec(),
         };
         // Each answer holds two readings a second apart; asking for all at once keeps it at one second.
-        let readings = futures_util::future::join_all(ids.iter().map(|id| async move {
-            client.get::<Value>(&format!("/containers/{id}/stats?stream=false")).await
-        }))
+        let readings = futures_util::future::join_all(
+            ids.iter()
+                .map(|id| async move { client.get::<Value>(&format!("/containers/{id}/stats?stream=false")).await }),
+        )
         .await;
         let mut rows = Vec::new();
         for reading in readings {

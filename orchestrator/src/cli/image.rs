@@ -187,7 +187,8 @@ pub(super) async fn list(command: List, client: &Client, out: &mut Out) -> Resul
     for image in objects.as_array().map_or(&[][..], Vec::as_slice) {
         let id = image["Id"].as_str().unwrap_or("");
         let digest = image["RepoDigests"][0].as_str().and_then(|text| text.split_once('@')).map_or("<none>", |d| d.1);
-        let mut tags: Vec<&str> = image["RepoTags"].as_array().map_or(Vec::new(), |tags| tags.iter().filter_map(Value::as_str).collect());
+        let mut tags: Vec<&str> =
+            image["RepoTags"].as_array().map_or(Vec::new(), |tags| tags.iter().filter_map(Value::as_str).collect());
         if tags.is_empty() || list.quiet {
             tags = vec![tags.first().copied().unwrap_or("<none>:<none>")];
         }
@@ -234,9 +235,9 @@ async fn load(command: Load, client: &Client, out: &mut Out) -> Result {
             let file = opened.map_err(|error| context(Error::new(format!("cannot open {file}: {error}"))))?;
             show(client.upload(&path, file).await.map_err(context)?, out, command.quiet).await.map_err(context)
         }
-        None if std::io::stdin().is_terminal() => {
-            Err(Error::usage("there is no archive: use --input FILE or redirect standard input (edgectl image load < FILE)"))
-        }
+        None if std::io::stdin().is_terminal() => Err(Error::usage(
+            "there is no archive: use --input FILE or redirect standard input (edgectl image load < FILE)",
+        )),
         None => {
             let lines = client.upload(&path, tokio::io::stdin()).await.map_err(context)?;
             show(lines, out, command.quiet).await.map_err(context)
@@ -246,7 +247,9 @@ async fn load(command: Load, client: &Client, out: &mut Out) -> Result {
 
 async fn save(command: Save, client: &Client, out: &mut Out) -> Result {
     if command.output.is_none() && out.width.is_some() {
-        return Err(Error::usage("an archive does not belong on a terminal: use --output FILE or redirect standard output"));
+        return Err(Error::usage(
+            "an archive does not belong on a terminal: use --output FILE or redirect standard output",
+        ));
     }
     let names: Vec<String> = command.images.iter().map(|name| format!("names={}", encode(name))).collect();
     let mut stream = client.stream(&format!("/images/get?{}", names.join("&"))).await?;
@@ -306,7 +309,8 @@ fn print_removed(out: &mut Out, removed: &[Value]) -> Result {
 
 async fn prune(command: Prune, client: &Client, out: &mut Out) -> Result {
     if !command.force && std::io::stdin().is_terminal() {
-        let what = if command.all { "all images that nothing uses" } else { "all images without a name that nothing uses" };
+        let what =
+            if command.all { "all images that nothing uses" } else { "all images without a name that nothing uses" };
         out.write(&format!("This removes {what}. Continue? [y/N] "))?;
         out.flush()?;
         let mut answer = String::new();

@@ -1,12 +1,6 @@
 //! `edgectl logs` and `edgectl service logs`: unpacks the API's frames and names the task of each line.
 
-use super::{
-    Error, Result,
-    client::Client,
-    node::read,
-    output::Out,
-    service::tasks::Names,
-};
+use super::{Error, Result, client::Client, node::read, output::Out, service::tasks::Names};
 use crate::api::{
     docker::objects::Task,
     request::{decode, encode},
@@ -61,7 +55,9 @@ pub(super) fn instant(text: &str) -> Result<String> {
     }
     match time::parse(text) {
         Some(_) => Ok(text.into()),
-        None => Err(Error::usage(format!("invalid time {text:?}: use 2026-01-31T10:00:00Z, Unix seconds, or a duration like 10m"))),
+        None => Err(Error::usage(format!(
+            "invalid time {text:?}: use 2026-01-31T10:00:00Z, Unix seconds, or a duration like 10m"
+        ))),
     }
 }
 
@@ -103,7 +99,11 @@ pub(super) async fn of_container(logs: ContainerLogs, client: &Client, out: &mut
     }
     let mut frames = Frames::new(stream);
     while let Some((number, payload)) = frames.next().await? {
-        if number == 2 { out.error_bytes(&payload)? } else { out.bytes(&payload)? }
+        if number == 2 {
+            out.error_bytes(&payload)?
+        } else {
+            out.bytes(&payload)?
+        }
         out.flush()?;
     }
     Ok(())
@@ -140,7 +140,11 @@ pub(super) async fn of_service(logs: ServiceLogs, client: &Client, out: &mut Out
     let mut frames = Frames::new(stream);
     while let Some((number, payload)) = frames.next().await? {
         let line = if logs.raw { strip(&payload, &logs.flags).1 } else { names.line(&payload).await? };
-        if number == 2 { out.error_bytes(&line)? } else { out.bytes(&line)? }
+        if number == 2 {
+            out.error_bytes(&line)?
+        } else {
+            out.bytes(&line)?
+        }
         out.flush()?;
     }
     Ok(())

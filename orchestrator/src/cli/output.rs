@@ -236,7 +236,13 @@ fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
         value /= base;
         unit += 1;
     }
-    let digits = if value >= 100.0 || unit == 0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+    let digits = if value >= 100.0 || unit == 0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
     let number = format!("{value:.digits$}");
     let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
     format!("{number}{}", units[unit])
@@ -259,7 +265,9 @@ mod tests {
 
     #[test]
     fn sizes_are_rounded_as_docker_does() {
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1_200, "1.2kB"), (187_000_000, "187MB"), (12_340_000, "12.3MB")] {
+        for (bytes, text) in
+            [(0, "0B"), (999, "999B"), (1_200, "1.2kB"), (187_000_000, "187MB"), (12_340_000, "12.3MB")]
+        {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(memory(1_572_864), "1.5MiB");

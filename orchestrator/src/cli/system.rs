@@ -189,7 +189,12 @@ pub(super) async fn version(command: Version, client: &Client, out: &mut Out) ->
     let text = |key: &str| server[key].as_str().unwrap_or("").to_owned();
     let commit = if text("GitCommit").is_empty() { String::new() } else { format!(" ({})", text("GitCommit")) };
     out.line(&format!("edged   {}{commit} {}/{}", text("Version"), text("Os"), text("Arch")))?;
-    Ok(out.line(&format!("API     {} (minimum {}), kernel {}", text("ApiVersion"), text("MinAPIVersion"), text("KernelVersion")))?)
+    Ok(out.line(&format!(
+        "API     {} (minimum {}), kernel {}",
+        text("ApiVersion"),
+        text("MinAPIVersion"),
+        text("KernelVersion")
+    ))?)
 }
 
 pub(super) async fn doctor(command: Doctor, client: &Client, out: &mut Out) -> Result {
@@ -221,8 +226,13 @@ async fn interfaces(client: &Client, out: &mut Out, json: bool) -> Result {
         return output::print_json(out, &answer);
     }
     let interfaces: Vec<Interface> = read(&answer)?;
-    let columns =
-        [("Name", "NAME"), ("Driver", "DRIVER"), ("Attachment", "ATTACHMENT"), ("Addresses", "ADDRESSES"), ("Why", "WHY")];
+    let columns = [
+        ("Name", "NAME"),
+        ("Driver", "DRIVER"),
+        ("Attachment", "ATTACHMENT"),
+        ("Addresses", "ADDRESSES"),
+        ("Why", "WHY"),
+    ];
     let rows: Vec<_> = interfaces
         .into_iter()
         .map(|interface| {

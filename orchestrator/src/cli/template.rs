@@ -122,7 +122,10 @@ fn field(data: &Value, path: &[String]) -> Result<Value> {
             (None, Some(_)) if path.len() > 1 || data.get("Spec").is_some() => return Ok(Value::Null),
             (None, Some(map)) => {
                 let known: Vec<&str> = map.keys().map(String::as_str).collect();
-                return Err(Error::usage(format!("template field .{name} does not exist; there are: {}", known.join(", "))));
+                return Err(Error::usage(format!(
+                    "template field .{name} does not exist; there are: {}",
+                    known.join(", ")
+                )));
             }
             (None, None) => return Ok(Value::Null),
         }
@@ -140,7 +143,9 @@ fn evaluate(command: &[Word], piped: Option<Value>, data: &Value) -> Result<Valu
             Word::Field(path) => field(data, path)?,
             Word::Literal(text) => Value::from(text.as_str()),
             Word::Number(number) => Value::from(*number),
-            Word::Function(name) => return Err(Error::usage(format!("invalid template: {name} cannot be an argument"))),
+            Word::Function(name) => {
+                return Err(Error::usage(format!("invalid template: {name} cannot be an argument")));
+            }
         });
     }
     arguments.extend(piped);
@@ -167,7 +172,8 @@ fn evaluate(command: &[Word], piped: Option<Value>, data: &Value) -> Result<Valu
             Value::from(chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect()))
         }
         "join" => {
-            let parts: Vec<String> = argument(0)?.as_array().map_or(Vec::new(), |values| values.iter().map(show).collect());
+            let parts: Vec<String> =
+                argument(0)?.as_array().map_or(Vec::new(), |values| values.iter().map(show).collect());
             Value::from(parts.join(&show(argument(1)?)))
         }
         "index" => match (argument(0)?, argument(1)?) {

@@ -2,9 +2,7 @@
 
 use super::{Daemon, Identity, Member};
 use crate::{
-    api::node::{
-        Cluster, Failure, InitRequest, ManagerPeer, Membership, ProposeError, Reasons,
-    },
+    api::node::{Cluster, Failure, InitRequest, ManagerPeer, Membership, ProposeError, Reasons},
     clock, store,
 };
 use async_trait::async_trait;

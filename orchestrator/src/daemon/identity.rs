@@ -51,9 +51,11 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(IdentityError { action: "reading", path, source }),
         };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| IdentityError { action: "understanding", path, source: error.into() })
+        serde_json::from_slice(&text).map(Some).map_err(|error| IdentityError {
+            action: "understanding",
+            path,
+            source: error.into(),
+        })
     }
 
     /// Keeps the identity below `state_dir`; after this returns, it is on the disk.

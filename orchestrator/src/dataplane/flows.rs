@@ -58,10 +58,7 @@ impl Flows {
         Ok(())
     }
 
-    fn remove_where(
-        &mut self,
-        condemned: impl Fn(&Self, &FlowKey, &Flow) -> bool,
-    ) -> Result<Swept, DataplaneError> {
+    fn remove_where(&mut self, condemned: impl Fn(&Self, &FlowKey, &Flow) -> bool) -> Result<Swept, DataplaneError> {
         let (mut doomed, mut total) = (Vec::new(), 0);
         self.for_each(|key, flow| {
             total += 1;

@@ -137,8 +137,14 @@ impl Hooks {
             }
         };
         let program = if interface.ethernet { UPLINK } else { UPLINK_RAW };
-        let classifier =
-            self.attach_classifier(program, &format!("uplink-{}", interface.index), name, interface.index, force, &mut refusals);
+        let classifier = self.attach_classifier(
+            program,
+            &format!("uplink-{}", interface.index),
+            name,
+            interface.index,
+            force,
+            &mut refusals,
+        );
         let mode = match (xdp, classifier, force) {
             (_, None, _) | (false, _, Some(Mode::Xdp)) => None,
             (true, Some(_), _) => Some(Mode::Xdp),
@@ -197,10 +203,10 @@ impl Hooks {
         interfaces: impl Iterator<Item = &'a String>,
     ) -> Result<(), DataplaneError> {
         let program: &mut SchedClassifier = named(&mut self.programs, CONTAINER).try_into()?;
-        let descriptor = program.fd()?.try_clone().map_err(|source| DataplaneError::Kernel {
-            what: "duplicate a program's descriptor".to_owned(),
-            source,
-        })?;
+        let descriptor = program
+            .fd()?
+            .try_clone()
+            .map_err(|source| DataplaneError::Kernel { what: "duplicate a program's descriptor".to_owned(), source })?;
         for name in pins(&self.directory)?.iter().filter(|name| name.starts_with("container-")) {
             let path = self.directory.join(name);
             let updated =
@@ -258,9 +264,10 @@ impl Hooks {
         let pin = self.directory.join(pin);
         let program: &mut SchedClassifier = named(&mut self.programs, program).try_into().ok()?;
         if force != Some(Mode::Clsact) {
-            let attached = program.fd().map_err(io::Error::other).and_then(|fd| {
-                ensure_link(&pin, fd.as_fd(), Target::Interface(index), AttachType::TcxIngress, 0)
-            });
+            let attached = program
+                .fd()
+                .map_err(io::Error::other)
+                .and_then(|fd| ensure_link(&pin, fd.as_fd(), Target::Interface(index), AttachType::TcxIngress, 0));
             match attached {
                 Ok(()) => return Some(Mode::Tcx),
                 Err(error) => refusals.push(format!("tcx refused: {error}")),
@@ -291,10 +298,7 @@ impl Hooks {
 }
 
 /// Removes every pin of a directory and every filter of ours on these interfaces; goes on after errors.
-pub(super) fn remove_all<'a>(
-    directory: &Path,
-    interfaces: impl Iterator<Item = &'a String>,
-) -> Vec<DataplaneError> {
+pub(super) fn remove_all<'a>(directory: &Path, interfaces: impl Iterator<Item = &'a String>) -> Vec<DataplaneError> {
     let mut errors = Vec::new();
     match pins(directory) {
         Ok(names) => {
@@ -355,9 +359,8 @@ fn ensure_link(
 fn attach_filter(program: &mut SchedClassifier, interface: &str) -> Result<(), DataplaneError> {
     // Fails where the discipline is there already; whether it works shows at once.
     let _ = tc::qdisc_add_clsact(interface);
-    let link =
-        SchedClassifierLink::attached(interface, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
-            .map_err(|source| DataplaneError::Kernel { what: format!("look up interface {interface}"), source })?;
+    let link = SchedClassifierLink::attached(interface, TcAttachType::Ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+        .map_err(|source| DataplaneError::Kernel { what: format!("look up interface {interface}"), source })?;
     let id = match program.attach_to_link(link) {
         Ok(id) => id,
         Err(_) => program.attach_with_options(

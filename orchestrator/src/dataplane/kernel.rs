@@ -143,8 +143,7 @@ pub(super) fn link_create(
 
 /// Puts another program in a link, between two packets.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attributes =
-        LinkUpdate { link: descriptor(link), program: descriptor(program), ..LinkUpdate::default() };
+    let mut attributes = LinkUpdate { link: descriptor(link), program: descriptor(program), ..LinkUpdate::default() };
     bpf(Command::LinkUpdate, &mut attributes).map(drop)
 }
 
@@ -293,9 +292,8 @@ pub(super) fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 /// Mounts a bpffs.
 pub(super) fn mount_bpffs(path: &Path) -> io::Result<()> {
-    let flags = rustix::mount::MountFlags::NOSUID
-        | rustix::mount::MountFlags::NODEV
-        | rustix::mount::MountFlags::NOEXEC;
+    let flags =
+        rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOEXEC;
     const OPTIONS: &CStr = c"mode=0700";
     Ok(rustix::mount::mount("bpf", path, "bpf", flags, OPTIONS)?)
 }

@@ -54,7 +54,8 @@ const MAPS: [&str; 10] = [
     "SOCKETS",
 ];
 
-const _: () = assert!(MAX_BACKENDS == orchestrator_core::forwarding::LAST_BACKEND as u32 + 1, "every number has a place");
+const _: () =
+    assert!(MAX_BACKENDS == orchestrator_core::forwarding::LAST_BACKEND as u32 + 1, "every number has a place");
 
 /// Below this much memory the connection tables are a quarter of their size: 2 MiB instead of 8.
 const SMALL_MEMORY_BYTES: u64 = 1 << 30;
@@ -355,8 +356,10 @@ impl Dataplane {
     /// # Errors
     /// The map cannot be written.
     pub fn set_clock_offset(&mut self, seconds: u32) -> Result<(), DataplaneError> {
-        let netns_cookie = kernel::netns_cookie()
-            .map_err(|source| DataplaneError::Kernel { what: "read the network namespace's cookie".to_owned(), source })?;
+        let netns_cookie = kernel::netns_cookie().map_err(|source| DataplaneError::Kernel {
+            what: "read the network namespace's cookie".to_owned(),
+            source,
+        })?;
         Ok(self.settings.set(0, Config { netns_cookie, clock_offset: seconds, reserved: 0 }, 0)?)
     }
 

@@ -103,11 +103,9 @@ impl Bench {
 
     /// Runs a tc program; the verdict and the frame it left.
     fn tc(&mut self, program: &str, frame: &[u8]) -> (u32, Vec<u8>) {
-        let program: &SchedClassifier =
-            self.dataplane.hooks.programs.program(program).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.dataplane.hooks.programs.program(program).unwrap().try_into().unwrap();
         let mut out = vec![0; frame.len() + 64];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result = program.test_run(options).unwrap();
         out.truncate(result.data_size_out as usize);
         (result.return_value, out)
@@ -312,7 +310,10 @@ fn delivery_changes_the_destination_and_keeps_checksums_right() {
             let expected = Frame { source: frame.destination, ..reply }.with_source_port(8080);
             assert_eq!(out, expected.bytes());
         }
-        let without = Frame { l4: L4::Udp { source: 4001, destination: 8080, checksum: false }, ..Frame::udp(CLIENT, NODE, 0, 0) };
+        let without = Frame {
+            l4: L4::Udp { source: 4001, destination: 8080, checksum: false },
+            ..Frame::udp(CLIENT, NODE, 0, 0)
+        };
         let (verdict, out) = bench.uplink(&without);
         assert_eq!((verdict, &out[40..42]), (REDIRECT, &[0, 0][..]), "no UDP checksum stays none");
         let stats = bench.dataplane.stats().unwrap().services[&(Protocol::Udp, 8080)];
@@ -421,7 +422,8 @@ fn flows_end_after_the_time_their_state_gives() {
             bench.container(&answer(&syn(port), container, frame::SYN | frame::ACK));
             bench.delivered(&ack(port));
         };
-        let fin = |port| Frame::tcp(CLIENT, NODE, Tcp { source: port, destination: 8080, flags: frame::FIN | frame::ACK });
+        let fin =
+            |port| Frame::tcp(CLIENT, NODE, Tcp { source: port, destination: 8080, flags: frame::FIN | frame::ACK });
         bench.delivered(&syn(1));
         open(bench, 2);
         open(bench, 3);
@@ -497,7 +499,9 @@ fn errors_quote_what_their_receiver_sent() {
     bench("icmp", |bench| {
         bench.publish(&[2]);
         let v6 = Frame::udp(CLIENT6, NODE6, 4000, 8080);
-        for (frame, router) in [(syn(4000), "10.99.0.77"), (Frame::udp(CLIENT, NODE, 4000, 8080), "10.99.0.77"), (v6, "fd99::77")] {
+        for (frame, router) in
+            [(syn(4000), "10.99.0.77"), (Frame::udp(CLIENT, NODE, 4000, 8080), "10.99.0.77"), (v6, "fd99::77")]
+        {
             let container = bench.delivered(&frame);
             let reply = answer(&frame, container, frame::ACK);
             let (_, on_the_wire) = bench.container(&reply);
@@ -542,7 +546,11 @@ fn xdp_chooses_what_tc_delivers() {
 fn random_bytes_never_abort_or_redirect() {
     bench("fuzz", |bench| {
         bench.publish(&[2]);
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() });
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 400,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
         let bytes = prop::collection::vec(any::<u8>(), 60..200);
         // Half of them with a beginning that leads deep into the parser.
         let strategy = (bytes, 0..4_usize);

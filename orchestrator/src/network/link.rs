@@ -246,8 +246,7 @@ impl Netlink {
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
         let mut routes = Vec::new();
         for family in [v4, v6] {
-            let messages =
-                self.collect(|handle| handle.route().get(family.clone()).execute()).await.map_err(failed)?;
+            let messages = self.collect(|handle| handle.route().get(family.clone()).execute()).await.map_err(failed)?;
             routes.extend(messages.iter().flat_map(DefaultRoute::of));
         }
         routes.sort_by_key(|route| route.metric);

@@ -126,7 +126,8 @@ pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<
     let filters =
         params.filters(&["id", "name", "label", "status", "ancestor", "health", "exited", "is-task", "service"])?;
     let all = params.flag("all") || !filters.get("status").is_empty() || !filters.get("exited").is_empty();
-    let limit: usize = params.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(usize::MAX);
+    let limit: usize =
+        params.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(usize::MAX);
     let mut containers = app.node.containers().await?;
     containers.sort_by_key(|container| (std::cmp::Reverse(container.created), container.task));
     let kept = containers.iter().filter(|container| {
@@ -220,7 +221,11 @@ pub(super) async fn inspect(State(app): State<App>, Path(id): Path<String>) -> R
     })))
 }
 
-pub(super) async fn stop(State(app): State<App>, Path(id): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
+pub(super) async fn stop(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
     let container = find(&app, &id).await?;
     let signal = params.text("signal").map(Signal::parse).transpose()?;
     let grace = params.number::<i64>("t")?.and_then(|secs| u64::try_from(secs).ok()).map(Millis::from_secs);
@@ -231,7 +236,11 @@ pub(super) async fn stop(State(app): State<App>, Path(id): Path<String>, params:
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn kill(State(app): State<App>, Path(id): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
+pub(super) async fn kill(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
     let container = find(&app, &id).await?;
     let signal = params.text("signal").map(Signal::parse).transpose()?.unwrap_or(Signal::KILL);
     if container.state != ContainerState::Running {
@@ -259,7 +268,11 @@ pub(super) async fn not_alone(State(app): State<App>, request: axum::extract::Re
     }
 }
 
-pub(super) async fn stats(State(app): State<App>, Path(id): Path<String>, params: Params) -> Result<Response, ApiError> {
+pub(super) async fn stats(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Response, ApiError> {
     let container = find(&app, &id).await?;
     let task = container.task;
     let stream = params.text("stream").is_none() || params.flag("stream");

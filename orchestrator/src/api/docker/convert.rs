@@ -7,8 +7,8 @@ use super::spec as wire;
 use orchestrator_core::model::{
     Constraint, ContainerSpec, Device, DnsConfig, EndpointMode, EndpointSpec, FailureAction, HealthCheck, HealthTest,
     ImageName, Invalid, LogConfig, Millis, Mode, Mount, MountSource, Name, Placement, Platform, PortSpec, Propagation,
-    Protocol, PublishMode, Resources, RestartCondition, RestartPolicy, ServiceParts, ServiceSpec, Signal, TaskSpec, Ulimit,
-    UpdateConfig, UpdateOrder,
+    Protocol, PublishMode, Resources, RestartCondition, RestartPolicy, ServiceParts, ServiceSpec, Signal, TaskSpec,
+    Ulimit, UpdateConfig, UpdateOrder,
 };
 use std::collections::BTreeMap;
 
@@ -332,10 +332,7 @@ fn mount(at: usize, mount: &wire::Mount) -> Result<Mount> {
                 return refuse(&field("Source"), "a tmpfs mount has none");
             }
             let options = mount.tmpfs_options.clone().unwrap_or_default();
-            MountSource::Tmpfs {
-                size_bytes: some(options.size_bytes),
-                mode: some(options.mode).unwrap_or(TMPFS_MODE),
-            }
+            MountSource::Tmpfs { size_bytes: some(options.size_bytes), mode: some(options.mode).unwrap_or(TMPFS_MODE) }
         }
         other => {
             return refuse(&field("Type"), format!("{other:?} is not supported; use bind, volume or tmpfs"));
@@ -458,7 +455,11 @@ fn placement(placement: Option<&wire::Placement>) -> Result<Placement> {
             .platforms
             .into_iter()
             .filter(|platform| !platform.architecture.is_empty())
-            .map(|platform| Platform { os: platform.os, arch: go_arch(&platform.architecture), variant: platform.variant })
+            .map(|platform| Platform {
+                os: platform.os,
+                arch: go_arch(&platform.architecture),
+                variant: platform.variant,
+            })
             .collect(),
     })
 }
@@ -476,11 +477,7 @@ pub fn go_arch(arch: &str) -> String {
 }
 
 fn to_platform(platform: &Platform) -> wire::Platform {
-    wire::Platform {
-        architecture: platform.arch.clone(),
-        os: platform.os.clone(),
-        variant: platform.variant.clone(),
-    }
+    wire::Platform { architecture: platform.arch.clone(), os: platform.os.clone(), variant: platform.variant.clone() }
 }
 
 /// Names of Docker's log drivers whose behaviour ours has: rotated files on the node.

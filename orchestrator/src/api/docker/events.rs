@@ -2,7 +2,13 @@
 //! are read off the differences between two states, so that they are the same on every manager and after a restart.
 
 use super::frames;
-use crate::api::{App, error::ApiError, node::Event, request::{Filters, Params}, time};
+use crate::api::{
+    App,
+    error::ApiError,
+    node::Event,
+    request::{Filters, Params},
+    time,
+};
 use axum::{extract::State, response::Response};
 use futures_util::{StreamExt, stream};
 use orchestrator_core::{

@@ -1,10 +1,7 @@
 //! `/exec`: processes in running containers. Starting one turns the connection into its terminal or its three streams
 //! ("hijacking": 101 with `Upgrade: tcp`); a client that does not ask for that gets the output as the answer's body.
 
-use super::{
-    containers, frames,
-    spec::wire,
-};
+use super::{containers, frames, spec::wire};
 use crate::api::{
     App,
     error::ApiError,
@@ -161,7 +158,11 @@ async fn hijack(connection: Upgraded, io: ExecIo, tty: bool, with_stdin: bool) {
     }
 }
 
-pub(super) async fn resize(State(app): State<App>, Path(id): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
+pub(super) async fn resize(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
     let rows = params.number("h")?.unwrap_or(0);
     let columns = params.number("w")?.unwrap_or(0);
     let size = size(&[rows, columns]).ok_or_else(|| ApiError::invalid("invalid size: h and w must be above 0"))?;

@@ -1,7 +1,11 @@
 //! Docker's stream formats: multiplexed frames of 8-byte header and payload (API reference, "Attach to a container", stream
 //! format), JSON lines, and bodies that end when the server stops.
 
-use crate::api::{App, error::chain, node::{BoxStream, Failure, Stdio}};
+use crate::api::{
+    App,
+    error::chain,
+    node::{BoxStream, Failure, Stdio},
+};
 use axum::{
     body::Body,
     http::{HeaderValue, header},

@@ -92,7 +92,8 @@ pub(super) async fn pull(State(app): State<App>, params: Params, headers: Header
     if params.text("fromSrc").is_some() {
         return Err(ApiError::unsupported("importing a file system as an image is not supported yet; use image load"));
     }
-    let name = params.text("fromImage").ok_or_else(|| ApiError::invalid("invalid fromImage: an image name is required"))?;
+    let name =
+        params.text("fromImage").ok_or_else(|| ApiError::invalid("invalid fromImage: an image name is required"))?;
     let request = PullRequest {
         name: full_name(name, params.text("tag")),
         platform: params.text("platform").map(platform).transpose()?,
@@ -150,11 +151,8 @@ pub(super) async fn load(State(app): State<App>, params: Params, body: Body) -> 
 
 pub(super) async fn save(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let query = query.unwrap_or_default();
-    let names: Vec<String> = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("names="))
-        .map(crate::api::request::decode)
-        .collect();
+    let names: Vec<String> =
+        query.split('&').filter_map(|pair| pair.strip_prefix("names=")).map(crate::api::request::decode).collect();
     if names.is_empty() {
         return Err(ApiError::invalid("invalid names: at least one image is required"));
     }

@@ -104,7 +104,9 @@ fn check_removable(
     let refuse = |why: &str| Err(ApiError::new(StatusCode::BAD_REQUEST, format!("node {id} {why}")));
     let is_manager = state.nodes.get(&id).is_some_and(|node| node.role == Role::Manager);
     if own == Some(id) || is_manager {
-        return refuse("is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal");
+        return refuse(
+            "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal",
+        );
     }
     if !force && live.nodes.get(&id).is_some_and(|node| node.ready) {
         return refuse("is not down and can't be removed");

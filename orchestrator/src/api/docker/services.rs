@@ -81,12 +81,12 @@ pub(super) async fn create(
 }
 
 const ADJECTIVES: [&str; 16] = [
-    "bold", "brave", "bright", "calm", "clever", "eager", "gentle", "happy", "keen", "kind", "lively", "proud", "quiet",
-    "swift", "warm", "wise",
+    "bold", "brave", "bright", "calm", "clever", "eager", "gentle", "happy", "keen", "kind", "lively", "proud",
+    "quiet", "swift", "warm", "wise",
 ];
 const NOUNS: [&str; 16] = [
-    "badger", "beaver", "crane", "falcon", "finch", "heron", "ibex", "lynx", "marten", "otter", "owl", "plover", "raven",
-    "seal", "stoat", "wren",
+    "badger", "beaver", "crane", "falcon", "finch", "heron", "ibex", "lynx", "marten", "otter", "owl", "plover",
+    "raven", "seal", "stoat", "wren",
 ];
 
 /// A name for a service whose user gave none, as Docker's daemon does.

@@ -68,9 +68,9 @@ pub(super) async fn init(
 
 pub(super) async fn not_yet(Path(verb): Path<String>) -> ApiError {
     match verb.as_str() {
-        "join" | "leave" | "update" | "unlock" | "unlockkey" => ApiError::unsupported(format!(
-            "swarm {verb} is not supported yet: this version runs clusters of one node"
-        )),
+        "join" | "leave" | "update" | "unlock" | "unlockkey" => {
+            ApiError::unsupported(format!("swarm {verb} is not supported yet: this version runs clusters of one node"))
+        }
         _ => ApiError::not_found("page not found"),
     }
 }

@@ -40,9 +40,7 @@ pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<
             && (nodes.is_empty() || placed.is_some_and(|node| nodes.contains(&node)))
             && filters.any("id", |wanted| id.starts_with(wanted))
             && filters.any("runtime", |wanted| wanted == "container")
-            && filters.any("name", |wanted| {
-                format!("{}.{id}", state.task_name(task)).starts_with(wanted)
-            })
+            && filters.any("name", |wanted| format!("{}.{id}", state.task_name(task)).starts_with(wanted))
             && filters.labels("label", &Default::default())
             && (!up_to_date || service.is_some_and(|service| service.current == task.version));
         if !keep {

@@ -48,13 +48,7 @@ impl<'a> View<'a> {
                 End::Rejected => (TaskState::Rejected, "preparing"),
                 End::Orphaned => (TaskState::Orphaned, "node is gone"),
             };
-            return Progress {
-                state,
-                at: outcome.at,
-                message: message.into(),
-                error: outcome.message.clone(),
-                report,
-            };
+            return Progress { state, at: outcome.at, message: message.into(), error: outcome.message.clone(), report };
         }
         if let Some(known) = report {
             let failed = matches!(known.state, TaskState::Failed | TaskState::Rejected);
@@ -214,11 +208,7 @@ impl<'a> View<'a> {
                     labels: description.labels.clone(),
                 },
             },
-            status: wire::NodeStatus {
-                state: state.into(),
-                message: String::new(),
-                addr: description.address.clone(),
-            },
+            status: wire::NodeStatus { state: state.into(), message: String::new(), addr: description.address.clone() },
             manager_status: (node.role == Role::Manager).then(|| wire::ManagerStatus {
                 leader: membership.leader == Some(node.id),
                 reachability: match peer.and_then(|peer| peer.reachable) {

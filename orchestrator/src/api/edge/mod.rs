@@ -1,6 +1,10 @@
 //! `/edge/v1`: what Docker has no words for. JSON in snake case; times as RFC 3339.
 
-use super::{App, error::ApiError, node::{Finding, Interface}};
+use super::{
+    App,
+    error::ApiError,
+    node::{Finding, Interface},
+};
 use axum::{
     Json, Router,
     extract::{Path, State},

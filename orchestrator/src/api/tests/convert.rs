@@ -31,8 +31,7 @@ fn mount(at: usize) -> impl Strategy<Value = Mount> {
         (option::of(1..1u64 << 40), 1..0o7777u32)
             .prop_map(|(size_bytes, mode)| MountSource::Tmpfs { size_bytes, mode }),
     ];
-    (source, any::<bool>())
-        .prop_map(move |(source, read_only)| Mount { target: format!("/m{at}"), read_only, source })
+    (source, any::<bool>()).prop_map(move |(source, read_only)| Mount { target: format!("/m{at}"), read_only, source })
 }
 
 fn health() -> impl Strategy<Value = HealthCheck> {
@@ -54,8 +53,10 @@ fn health() -> impl Strategy<Value = HealthCheck> {
 }
 
 fn container() -> impl Strategy<Value = ContainerSpec> {
-    let process = (words(), words(), vec(text().prop_map(|t| format!("{t}=x")), 0..3), option::of(text()), option::of(text()));
-    let rights = (vec(text().prop_map(|t| t.to_uppercase()), 0..3), vec(Just("ALL".to_owned()), 0..2), any::<[bool; 5]>());
+    let process =
+        (words(), words(), vec(text().prop_map(|t| format!("{t}=x")), 0..3), option::of(text()), option::of(text()));
+    let rights =
+        (vec(text().prop_map(|t| t.to_uppercase()), 0..3), vec(Just("ALL".to_owned()), 0..2), any::<[bool; 5]>());
     let rest = (
         (mount(0), mount(1)),
         option::of(health()),
@@ -125,8 +126,8 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
         RestartPolicy { condition, delay: Millis(delay), max_attempts: attempts, window: Millis(window) }
     });
     let amounts = (0..1u64 << 40, 0..1u64 << 20);
-    (text(), labels(), mode, container(), restart, update(false), update(true), amounts, 1..1000u16, any::<bool>()).prop_map(
-        |(name, labels, mode, container, restart, update, rollback, amounts, port, flag)| {
+    (text(), labels(), mode, container(), restart, update(false), update(true), amounts, 1..1000u16, any::<bool>())
+        .prop_map(|(name, labels, mode, container, restart, update, rollback, amounts, port, flag)| {
             let publish = if flag { PublishMode::Host } else { PublishMode::Ingress };
             let ports = vec![
                 PortSpec { protocol: Protocol::Tcp, target: port, published: port + 1, mode: publish },
@@ -159,8 +160,7 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
                 endpoint: EndpointSpec { mode: if flag { EndpointMode::DnsRr } else { EndpointMode::Vip }, ports },
             })
             .unwrap()
-        },
-    )
+        })
 }
 
 proptest! {

@@ -64,7 +64,27 @@ async fn docker_runs_a_service() {
         return;
     }
     let fake = Fake::cluster().await;
-    let text = ok(&fake, &["service", "create", "--name", "web", "--replicas", "2", "-p", "8080:80", "--cap-add", "NET_ADMIN", "--env", "A=1", "--limit-memory", "64M", "nginx"]).await;
+    let text = ok(
+        &fake,
+        &[
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            "2",
+            "-p",
+            "8080:80",
+            "--cap-add",
+            "NET_ADMIN",
+            "--env",
+            "A=1",
+            "--limit-memory",
+            "64M",
+            "nginx",
+        ],
+    )
+    .await;
     assert!(text.contains("converged"), "{text}");
     let list = ok(&fake, &["service", "ls"]).await;
     assert!(list.contains("2/2") && list.contains("*:8080->80/tcp"), "{list}");
@@ -128,11 +148,8 @@ async fn docker_feeds_an_exec_and_ends_it() {
     let fake = Fake::cluster().await;
     ok(&fake, &["service", "create", "-d", "--name", "web", "nginx"]).await;
     let id = ok(&fake, &["ps", "-q"]).await.trim().to_owned();
-    let mut child = docker(&fake, &["exec", "-i", &id, "cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        docker(&fake, &["exec", "-i", &id, "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut stdin, b"one\ntwo\n").await.unwrap();
     drop(stdin);

@@ -307,11 +307,12 @@ impl Create {
             ("replicated-job" | "global-job", _) => {
                 return Err(Error::usage(format!("not supported yet: --mode {}", self.mode)));
             }
-            (other, _) => return Err(Error::usage(format!("invalid --mode {other:?}: it must be replicated or global"))),
+            (other, _) => {
+                return Err(Error::usage(format!("invalid --mode {other:?}: it must be replicated or global")));
+            }
         };
         spec.labels = syntax::labels(&self.label);
-        let ports: Vec<_> =
-            self.publish.iter().map(|text| syntax::publish(text)).collect::<Result<Vec<_>>>()?.concat();
+        let ports: Vec<_> = self.publish.iter().map(|text| syntax::publish(text)).collect::<Result<Vec<_>>>()?.concat();
         spec.endpoint_spec = Some(EndpointSpec { mode: String::new(), ports });
         let container = &mut spec.task_template.container_spec;
         container.image.clone_from(&self.image);
@@ -618,11 +619,10 @@ impl Update {
     fn ports(&self, ports: &mut Vec<crate::api::docker::spec::Port>) -> Result {
         for text in &self.publish_rm {
             let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-            let target: u16 = port
-                .rsplit(':')
-                .next()
-                .and_then(|port| port.parse().ok())
-                .ok_or_else(|| Error::usage(format!("invalid --publish-rm {text:?}: it must be TARGET[/PROTOCOL]")))?;
+            let target: u16 =
+                port.rsplit(':').next().and_then(|port| port.parse().ok()).ok_or_else(|| {
+                    Error::usage(format!("invalid --publish-rm {text:?}: it must be TARGET[/PROTOCOL]"))
+                })?;
             ports.retain(|known| (known.target_port, known.protocol.as_str()) != (target, protocol));
         }
         for text in &self.publish_add {

@@ -184,8 +184,13 @@ async fn resolve(client: &Client, out: &mut Out, spec: &mut ServiceSpec) -> Resu
     let answer: Value = match client.get(&format!("/distribution/{image}/json")).await {
         Ok(answer) => answer,
         Err(error) if error.status.is_some_and(|status| status != 400) => {
-            out.error(&format!("image {image} could not be accessed on a registry to record its digest: {}", error.message));
-            out.error(&format!("each node will access {image} by itself, and nodes may end up with different versions of it"));
+            out.error(&format!(
+                "image {image} could not be accessed on a registry to record its digest: {}",
+                error.message
+            ));
+            out.error(&format!(
+                "each node will access {image} by itself, and nodes may end up with different versions of it"
+            ));
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -281,7 +286,8 @@ async fn list(flags: ListFlags, client: &Client, out: &mut Out) -> Result {
             if placement.max_replicas > 0 {
                 replicas.push_str(&format!(" (max {} per node)", placement.max_replicas));
             }
-            let ports: Vec<_> = service.endpoint.ports.iter().filter(|p| p.publish_mode == "ingress").map(port).collect();
+            let ports: Vec<_> =
+                service.endpoint.ports.iter().filter(|p| p.publish_mode == "ingress").map(port).collect();
             row([
                 ("ID", if flags.no_trunc { service.id.clone() } else { short_id(&service.id) }),
                 ("Name", service.spec.name.clone()),
@@ -356,10 +362,17 @@ fn pretty(out: &mut Out, service: &Service) -> Result {
     let placement = task.placement.clone().unwrap_or_default();
     put("Constraints", placement.constraints.join(", "));
     if let Some(config) = &spec.update_config {
-        put("Update config", format!(
-            "{} at a time, {}, monitor {}, on failure {}, max failure ratio {}",
-            config.parallelism, config.order, time::duration(config.monitor), config.failure_action, config.max_failure_ratio
-        ));
+        put(
+            "Update config",
+            format!(
+                "{} at a time, {}, monitor {}, on failure {}, max failure ratio {}",
+                config.parallelism,
+                config.order,
+                time::duration(config.monitor),
+                config.failure_action,
+                config.max_failure_ratio
+            ),
+        );
     }
     put("Image", container.image.clone());
     put("Entrypoint", container.command.join(" "));

@@ -93,8 +93,7 @@ pub(super) fn publish(text: &str) -> Result<Vec<Port>> {
 pub(super) fn mount(text: &str) -> Result<Mount> {
     let bad = |why: &str| Error::usage(format!("invalid --mount {text:?}: {why}"));
     let mut mount = Mount { r#type: "volume".into(), ..Mount::default() };
-    let (mut bind, mut volume, mut tmpfs) =
-        (BindOptions::default(), VolumeOptions::default(), TmpfsOptions::default());
+    let (mut bind, mut volume, mut tmpfs) = (BindOptions::default(), VolumeOptions::default(), TmpfsOptions::default());
     for field in text.split(',') {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key.trim().to_lowercase(), value),
@@ -132,7 +131,11 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
     if mount.target.is_empty() {
         return Err(bad("target is missing"));
     }
-    let kinds = [("bind", bind != BindOptions::default()), ("volume", volume != VolumeOptions::default()), ("tmpfs", tmpfs != TmpfsOptions::default())];
+    let kinds = [
+        ("bind", bind != BindOptions::default()),
+        ("volume", volume != VolumeOptions::default()),
+        ("tmpfs", tmpfs != TmpfsOptions::default()),
+    ];
     if let Some((kind, _)) = kinds.iter().find(|(kind, given)| *given && *kind != mount.r#type) {
         return Err(bad(&format!("{kind} options do not fit a mount of type {}", mount.r#type)));
     }
@@ -169,11 +172,7 @@ pub(super) fn device(text: &str) -> Result<Device> {
         [host, inside, permissions] => (*host, *inside, *permissions),
         _ => return Err(Error::usage(format!("invalid --device {text:?}: it must be HOST[:CONTAINER[:rwm]]"))),
     };
-    Ok(Device {
-        path_on_host: host.into(),
-        path_in_container: inside.into(),
-        cgroup_permissions: permissions.into(),
-    })
+    Ok(Device { path_on_host: host.into(), path_in_container: inside.into(), cgroup_permissions: permissions.into() })
 }
 
 /// Reads Docker's `NAME:ADDRESS` into the form of hosts(5).
@@ -205,8 +204,8 @@ pub(super) fn env(text: &str) -> Option<String> {
 
 /// Reads a file of `KEY=VALUE` lines.
 pub(super) fn env_file(path: &str) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::new(format!("cannot read --env-file {path}: {error}")))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Error::new(format!("cannot read --env-file {path}: {error}")))?;
     let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.filter_map(env).collect())
 }
@@ -296,7 +295,8 @@ mod tests {
         let tmpfs = mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=0700").unwrap();
         assert_eq!(tmpfs.tmpfs_options, Some(TmpfsOptions { size_bytes: 1 << 20, mode: 0o700 }));
         assert_eq!(mount("source=data,target=/d").unwrap().r#type, "volume");
-        for bad in ["type=bind,target=/a", "type=tmpfs,target=/a,volume-nocopy", "type=x,target=/a", "target=", "foo=1"] {
+        for bad in ["type=bind,target=/a", "type=tmpfs,target=/a,volume-nocopy", "type=x,target=/a", "target=", "foo=1"]
+        {
             assert!(mount(bad).is_err(), "{bad}");
         }
     }

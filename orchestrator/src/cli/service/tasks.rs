@@ -34,7 +34,13 @@ pub(in crate::cli) async fn list(client: &Client, out: &mut Out, flags: &ListFla
     let mut tasks: Vec<Task> = read(&objects)?;
     let names = if no_resolve { Names::default() } else { Names::load(client).await? };
     tasks.sort_by(|a, b| {
-        let place = |task: &Task| (names.service(&task.service_id), task.slot, if task.slot == 0 { task.node_id.clone() } else { String::new() });
+        let place = |task: &Task| {
+            (
+                names.service(&task.service_id),
+                task.slot,
+                if task.slot == 0 { task.node_id.clone() } else { String::new() },
+            )
+        };
         place(a).cmp(&place(b)).then_with(|| {
             let wanted = |task: &Task| (task.desired_state == "running", task.created_at.clone());
             wanted(b).cmp(&wanted(a))

@@ -52,7 +52,9 @@ impl Daemon {
         let key = task.id.to_string();
         let nanos = |at: UnixMillis| at.0 * NANOS;
         let (how_far, pid, started, finished, exit_code, oom_killed, error) = match status.state {
-            runtime::ContainerState::Creating => (ContainerState::Created, None, None, None, None, false, String::new()),
+            runtime::ContainerState::Creating => {
+                (ContainerState::Created, None, None, None, None, false, String::new())
+            }
             runtime::ContainerState::Created { pid } => {
                 (ContainerState::Created, Some(pid), None, None, None, false, String::new())
             }
@@ -62,9 +64,7 @@ impl Daemon {
             runtime::ContainerState::Exited { code, oom, started_at, finished_at, .. } => {
                 (ContainerState::Exited, None, started_at, Some(finished_at), Some(code), oom, String::new())
             }
-            runtime::ContainerState::Broken { why, pid } => {
-                (ContainerState::Exited, pid, None, None, None, false, why)
-            }
+            runtime::ContainerState::Broken { why, pid } => (ContainerState::Exited, pid, None, None, None, false, why),
         };
         let ports = service.ports.iter().map(|port| ContainerPort {
             protocol: port.protocol,

@@ -133,10 +133,9 @@ impl Execs {
             Some(Phase::Running { terminal: Some(terminal), .. }) => terminal.clone(),
             Some(_) => return Err(Failure::Conflict(format!("exec {id} has no terminal or does not run"))),
         };
-        terminal.resize(size.rows, size.columns).map_err(|cause| Failure::Internal {
-            what: "sizing the terminal".into(),
-            cause: Box::new(cause),
-        })
+        terminal
+            .resize(size.rows, size.columns)
+            .map_err(|cause| Failure::Internal { what: "sizing the terminal".into(), cause: Box::new(cause) })
     }
 
     pub(super) fn inspect(&self, id: &str) -> Result<ExecState, Failure> {

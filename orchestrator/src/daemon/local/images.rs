@@ -111,8 +111,7 @@ impl Daemon {
 
     pub(super) async fn resolve_image(&self, name: &str, given: Option<Credentials>) -> Result<Resolved, Failure> {
         let credentials = given.as_ref().and_then(credentials);
-        let resolved =
-            self.drivers.images.resolve(&reference(name)?, credentials.as_ref()).await.map_err(of_image)?;
+        let resolved = self.drivers.images.resolve(&reference(name)?, credentials.as_ref()).await.map_err(of_image)?;
         Ok(Resolved {
             digest: resolved.digest.to_string(),
             media_type: resolved.media_type,

@@ -194,7 +194,10 @@ impl Daemon {
                 images_reclaimable_bytes: images.reclaimable,
                 containers_bytes: tree_bytes(&state_dir.join("containers")),
                 logs_bytes: tree_bytes(&crate::agent::logs_dir(&state_dir)),
-                volumes: volumes.iter().map(|(name, path)| (name.clone(), tree_bytes(path))).collect::<BTreeMap<_, _>>(),
+                volumes: volumes
+                    .iter()
+                    .map(|(name, path)| (name.clone(), tree_bytes(path)))
+                    .collect::<BTreeMap<_, _>>(),
                 state_bytes: tree_bytes(&state_dir.join("raft")) + tree_bytes(&state_dir.join("ledger")),
             })
         })

@@ -21,9 +21,16 @@ pub(super) struct Tcp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum L4 {
     Tcp(Tcp),
-    Udp { source: u16, destination: u16, checksum: bool },
+    Udp {
+        source: u16,
+        destination: u16,
+        checksum: bool,
+    },
     /// Anything else; a checksum at offset 2 is filled in for ICMP and ICMPv6.
-    Raw { protocol: u8, bytes: Vec<u8> },
+    Raw {
+        protocol: u8,
+        bytes: Vec<u8>,
+    },
 }
 
 /// An Ethernet frame.
