@@ -7,10 +7,11 @@
 //!
 //! Needs root, the `ip` command and a kernel with BPF; says why it is skipped otherwise.
 
-#[cfg(test)]
-mod dataplane_rig;
+#![expect(clippy::unwrap_used, reason = "a test may unwrap; the lint's own exception does not reach helpers of tests")]
 
-use dataplane_rig::{Rig, echo, rig, tcp_ask, udp_ask};
+mod rig;
+
+use self::rig::{Rig, echo, rig, tcp_ask, udp_ask};
 use orchestrator::dataplane::{Dataplane, DataplaneConfig, Mode, Reason};
 use orchestrator_core::{
     forwarding::{Backend, BackendState, Table},
@@ -98,7 +99,7 @@ fn large_transfers_arrive_whole_in_both_directions() {
     rig.in_client(|| {
         let sent: Vec<u8> = (0..4_000_000_u32).map(|number| number as u8 ^ (number >> 8) as u8).collect();
         for to in ["10.99.0.1:8080", "[fd99::1]:8080"] {
-            assert!(dataplane_rig::tcp_echo(address(to), &sent).unwrap() == sent, "{to}");
+            assert!(rig::tcp_echo(address(to), &sent).unwrap() == sent, "{to}");
         }
     });
     rig.in_node(move || dataplane.close_and_remove().unwrap());
@@ -116,13 +117,13 @@ fn the_node_itself_reaches_published_ports_on_every_own_address() {
             let to = address(to);
             tcp_ask(to).unwrap_or_else(|error| panic!("tcp {to}: {error}"));
             udp_ask(to).unwrap_or_else(|error| panic!("udp {to}: {error}"));
-            assert_eq!(dataplane_rig::tcp_peer(to).unwrap(), to, "getpeername shows what was asked for");
-            assert_eq!(dataplane_rig::udp_sender(to).unwrap(), to, "answers come from where the question went");
+            assert_eq!(rig::tcp_peer(to).unwrap(), to, "getpeername shows what was asked for");
+            assert_eq!(rig::udp_sender(to).unwrap(), to, "answers come from where the question went");
         }
-        let peer = dataplane_rig::tcp_peer(address("0.0.0.0:8080")).unwrap();
+        let peer = rig::tcp_peer(address("0.0.0.0:8080")).unwrap();
         assert_eq!(peer, address("127.0.0.1:8080"), "the unspecified address means this host");
         // `::ffff:127.0.0.1` on an IPv6 socket.
-        dataplane_rig::tcp_peer(address("[::ffff:127.0.0.1]:8080")).unwrap();
+        rig::tcp_peer(address("[::ffff:127.0.0.1]:8080")).unwrap();
         let error = TcpListener::bind("0.0.0.0:8080").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
         let error = TcpListener::bind("[::]:8080").unwrap_err();
@@ -188,7 +189,7 @@ fn connections_survive_the_owner_and_its_successor() {
 
 fn survives(rig: &Rig, mode: Option<Mode>) {
     let dataplane = serve(rig, mode, &[0, 1]);
-    let mut connection = rig.in_client(|| dataplane_rig::Connection::open(address("10.99.0.1:8080")).unwrap());
+    let mut connection = rig.in_client(|| rig::Connection::open(address("10.99.0.1:8080")).unwrap());
     connection.exchange(b"before").unwrap();
     rig.in_node(move || drop(dataplane));
     connection.exchange(b"nobody owns it").unwrap();
@@ -224,7 +225,7 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
     let (_first, _second) = (echo(&rig, 0), echo(&rig, 1));
     let dataplane = serve(&rig, None, &[0, 1]);
     let mut old: Vec<_> = rig
-        .in_client(|| (0..20).map(|_| dataplane_rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect());
+        .in_client(|| (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect());
     let mut table = published(&rig, &[0, 1]);
     for slot in [10, 20] {
         table.backends.get_mut(&slot).unwrap().state = BackendState::Draining;
@@ -242,9 +243,9 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
     }
     let server = rig.containers[1].v4;
     let new = rig.in_client(|| {
-        (0..20).map(|_| dataplane_rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect::<Vec<_>>()
+        (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect::<Vec<_>>()
     });
-    let on_second = |connections: &[dataplane_rig::Connection]| {
+    let on_second = |connections: &[rig::Connection]| {
         connections.iter().filter(|connection| connection.server == server.to_string()).count()
     };
     assert_eq!(on_second(&new), 20);
@@ -257,7 +258,7 @@ fn an_uplink_without_link_header_is_served() {
     let Some(rig) = rig("raw", 1) else { return };
     let _server = echo(&rig, 0);
     // The node's end of a tunnel; this test is the other end.
-    let mut tunnel = rig.in_node(|| dataplane_rig::tunnel("tun0", "10.98.0.1/24"));
+    let mut tunnel = rig.in_node(|| rig::tunnel("tun0", "10.98.0.1/24"));
     let config = DataplaneConfig { uplinks: Some(BTreeSet::from(["tun0".to_owned()])), ..rig.config(None) };
     let (ifindex, table) = (rig.containers[0].ifindex, published(&rig, &[0]));
     let dataplane = rig.in_node(move || {
@@ -269,7 +270,7 @@ fn an_uplink_without_link_header_is_served() {
     let report = &dataplane.interfaces()[0];
     assert_eq!((report.mode, report.why.as_str()), (Some(Mode::Tcx), "native xdp refused: no Ethernet header"));
 
-    let answer = dataplane_rig::ask_through(&mut tunnel, [10, 98, 0, 2], [10, 98, 0, 1], 4000, 8080);
+    let answer = rig::ask_through(&mut tunnel, [10, 98, 0, 2], [10, 98, 0, 1], 4000, 8080);
     assert_eq!(answer, "10.98.0.2:4000", "what the container saw, from 10.98.0.1:8080");
     rig.in_node(move || dataplane.close_and_remove().unwrap());
 }
@@ -302,14 +303,14 @@ fn uplinks_are_found_and_let_go() {
     rig.in_node(move || {
         let mut dataplane = Dataplane::open(config).unwrap();
         assert_eq!(found(&dataplane), [], "no default route, no hardware");
-        dataplane_rig::ip(&["route", "add", "default", "via", "10.99.0.254"]);
+        rig::ip(&["route", "add", "default", "via", "10.99.0.254"]);
         dataplane.refresh().unwrap();
         assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
-        dataplane_rig::ip(&["route", "del", "default"]);
-        dataplane_rig::ip(&["-6", "route", "add", "default", "via", "fd99::fe"]);
+        rig::ip(&["route", "del", "default"]);
+        rig::ip(&["-6", "route", "add", "default", "via", "fd99::fe"]);
         dataplane.refresh().unwrap();
         assert_eq!(found(&dataplane), [("up0".to_owned(), Some(Mode::Tcx))]);
-        dataplane_rig::ip(&["-6", "route", "del", "default"]);
+        rig::ip(&["-6", "route", "del", "default"]);
         dataplane.refresh().unwrap();
         assert_eq!(found(&dataplane), []);
         dataplane.close_and_remove().unwrap();
