@@ -203,7 +203,10 @@ async fn flags_of_create_say_what_the_service_is() {
     assert_eq!((spec.task.resources.limit_memory_bytes, spec.task.resources.limit_pids), (64 << 20, 99));
     assert_eq!((container.health.as_ref().unwrap().interval.0, container.health.as_ref().unwrap().retries), (5000, 2));
     assert_eq!(container.log.max_bytes, 1 << 20);
-    assert_eq!((spec.task.restart.delay.0, spec.task.restart.max_attempts, spec.task.restart.window.0), (1000, 4, 60_000));
+    assert_eq!(
+        (spec.task.restart.delay.0, spec.task.restart.max_attempts, spec.task.restart.window.0),
+        (1000, 4, 60_000)
+    );
     assert_eq!((spec.update.parallelism, spec.rollback.parallelism, spec.rollback.delay.0), (2, 1, 2000));
     assert_eq!((spec.task.placement.constraints[0].value.as_str(), spec.task.placement.max_per_node), ("manager", 9));
     assert_eq!(spec.task.placement.platforms[0].variant, "v8");
@@ -239,7 +242,11 @@ async fn wrong_command_lines_are_refused_by_name() {
         (&["service", "create", "--mode", "global", "--replicas", "2", "nginx"], 125, "replicas can only be used with"),
         (&["service", "create", "--limit-memory", "many", "nginx"], 125, "512k, 64M, 1g"),
         (&["service", "create", "-p", "99999:1", "nginx"], 125, "invalid --publish"),
-        (&["service", "create", "--no-resolve-image", "-d", "--limit-memory", "1M", "nginx"], 1, "below the minimum of 6MB"),
+        (
+            &["service", "create", "--no-resolve-image", "-d", "--limit-memory", "1M", "nginx"],
+            1,
+            "below the minimum of 6MB",
+        ),
         (&["service", "scale", "web"], 125, "it must be SERVICE=REPLICAS"),
         (&["service", "scale", "none=1"], 1, "scale service none: service none not found"),
         (&["service", "ls", "--filter", "x"], 125, "it must be KEY=VALUE"),
@@ -267,10 +274,7 @@ async fn a_daemon_that_does_not_run_is_named() {
 #[tokio::test]
 async fn images_are_fetched_and_removed() {
     let fake = Fake::cluster().await;
-    assert_eq!(
-        ok(&fake, &["pull", "redis:7"]).await,
-        "Pulling from redis:7\nabc: Downloading\nabc: Pull complete\n"
-    );
+    assert_eq!(ok(&fake, &["pull", "redis:7"]).await, "Pulling from redis:7\nabc: Downloading\nabc: Pull complete\n");
     assert_eq!(ok(&fake, &["image", "ls", "-q", "redis"]).await, "bbbbbbbbbbbb\n");
     let ran = ctl(&fake, &["pull", "broken"]).await;
     assert_eq!((ran.code, ran.err.as_str()), (1, "edgectl: pull broken: the registry went away\n"));
@@ -280,7 +284,10 @@ async fn images_are_fetched_and_removed() {
     assert_eq!(text, "Loaded image: nginx:latest\n");
     assert_eq!(*fake.daemon.loaded.lock().unwrap(), 200_000);
     ok(&fake, &["image", "tag", "nginx", "registry:5000/app:2"]).await;
-    assert_eq!(ok(&fake, &["image", "ls", "--format", "{{.Repository}}|{{.Tag}}", "registry:5000/*"]).await, "nginx|latest\nregistry:5000/app|2\n");
+    assert_eq!(
+        ok(&fake, &["image", "ls", "--format", "{{.Repository}}|{{.Tag}}", "registry:5000/*"]).await,
+        "nginx|latest\nregistry:5000/app|2\n"
+    );
     assert!(ok(&fake, &["image", "rm", "redis:7"]).await.starts_with("Untagged: redis:7\n"));
 }
 

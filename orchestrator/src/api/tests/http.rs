@@ -103,8 +103,20 @@ async fn wrong_requests_are_refused_in_words() {
     let cases = [
         ("POST", "/services/create", "{", 400, "invalid JSON"),
         ("POST", "/services/create", r#"{"Name":"a b"}"#, 400, "invalid name"),
-        ("POST", "/services/create", r#"{"Name":"a","TaskTemplate":{"Networks":[{"Target":"x"}]}}"#, 400, "invalid TaskTemplate.Networks: not supported yet"),
-        ("POST", "/services/create", r#"{"Name":"b","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"EndpointSpec":{"Ports":[{"TargetPort":1,"PublishedPort":8080}]}}"#, 400, "port '8080' is already in use by service 'web'"),
+        (
+            "POST",
+            "/services/create",
+            r#"{"Name":"a","TaskTemplate":{"Networks":[{"Target":"x"}]}}"#,
+            400,
+            "invalid TaskTemplate.Networks: not supported yet",
+        ),
+        (
+            "POST",
+            "/services/create",
+            r#"{"Name":"b","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"EndpointSpec":{"Ports":[{"TargetPort":1,"PublishedPort":8080}]}}"#,
+            400,
+            "port '8080' is already in use by service 'web'",
+        ),
         ("POST", "/services/web/update", "{}", 400, "invalid service version"),
         ("GET", "/services/none", "", 404, "service none not found"),
         ("GET", "/services?filters=%7B%22x%22%3A%5B%22y%22%5D%7D", "", 400, "invalid filter 'x'"),
@@ -162,7 +174,8 @@ async fn a_pull_that_fails_midway_says_so_in_its_stream() {
 async fn service_logs_are_framed_with_details_and_ordered_by_time() {
     let fake = Fake::cluster().await;
     fake.request("POST", "/services/create", WEB).await;
-    let (status, headers, body) = fake.request("GET", "/services/web/logs?stdout=1&stderr=1&details=1&timestamps=1", "").await;
+    let (status, headers, body) =
+        fake.request("GET", "/services/web/logs?stdout=1&stderr=1&details=1&timestamps=1", "").await;
     assert_eq!(status, 200);
     assert_eq!(headers["content-type"], "application/vnd.docker.multiplexed-stream");
     assert_eq!(body.matches("com.docker.swarm.node.id=").count(), 4);
@@ -248,7 +261,9 @@ async fn exec_hijacks_the_connection_and_keeps_the_exit_code() {
     let fake = Fake::cluster().await;
     fake.request("POST", "/services/create", WEB).await;
     let id = exec(&fake, r#"{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}"#).await;
-    let start = format!("POST /exec/{id}/start HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: tcp\nContent-Length: 2\n\n{{}}");
+    let start = format!(
+        "POST /exec/{id}/start HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: tcp\nContent-Length: 2\n\n{{}}"
+    );
     let mut stream = open(&fake, &start).await;
     let head = read_until(&mut stream, "\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -278,7 +293,9 @@ async fn a_resize_reaches_the_terminal() {
     let id = exec(&fake, r#"{"AttachStdin":true,"Tty":true,"Cmd":["size"]}"#).await;
     let body = r#"{"Tty":true,"ConsoleSize":[10,20]}"#;
     let length = body.len();
-    let start = format!("POST /exec/{id}/start HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: tcp\nContent-Length: {length}\n\n{body}");
+    let start = format!(
+        "POST /exec/{id}/start HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: tcp\nContent-Length: {length}\n\n{body}"
+    );
     let mut stream = open(&fake, &start).await;
     read_until(&mut stream, "\r\n\r\n").await;
     assert_eq!(fake.request("POST", &format!("/exec/{id}/resize?h=30&w=40"), "").await.0, 200);

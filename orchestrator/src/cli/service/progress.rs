@@ -79,7 +79,8 @@ async fn converge(client: &Client, out: &mut Out, id: &str, wish: Wish, screen: 
                 screen.verifying(out, left)?;
             }
             _ if picture.ended_for_good(&service) => {
-                let why = if picture.errors.is_empty() { String::new() } else { format!(": {}", picture.errors.join("; ")) };
+                let why =
+                    if picture.errors.is_empty() { String::new() } else { format!(": {}", picture.errors.join("; ")) };
                 return Err(Error::new(format!("all tasks ended and none is restarted{why}")));
             }
             _ => stable = None,
@@ -100,7 +101,8 @@ struct Picture {
 
 impl Picture {
     fn of(service: &Service, tasks: &[Task], nodes: &[Node]) -> Self {
-        let replicas = service.spec.mode.replicated.as_ref().map(|replicated| replicated.replicas.unwrap_or(1) as usize);
+        let replicas =
+            service.spec.mode.replicated.as_ref().map(|replicated| replicated.replicas.unwrap_or(1) as usize);
         let hostname = |id: &str| {
             nodes.iter().find(|node| node.id == id).map_or(id.to_owned(), |node| node.description.hostname.clone())
         };
@@ -117,8 +119,7 @@ impl Picture {
             newest.retain(|(slot, _), task| *slot as usize <= replicas || task.desired_state == "running");
         }
         let wanted = replicas.unwrap_or_else(|| newest.len());
-        let mut picture =
-            Self { wanted, running: 0, lines: BTreeMap::new(), errors: Vec::new(), active: false };
+        let mut picture = Self { wanted, running: 0, lines: BTreeMap::new(), errors: Vec::new(), active: false };
         for ((slot, node), task) in newest {
             let place = if replicas.is_some() { format!("{slot:>3}/{wanted}") } else { hostname(node) };
             let state = task.status.state.as_str();
@@ -173,20 +174,15 @@ impl Screen {
             let verify = all.add(ProgressBar::new_spinner().with_style(plain));
             Bars { all, total, tasks: BTreeMap::new(), verify }
         });
-        Self {
-            quiet,
-            bars,
-            shown: BTreeMap::new(),
-            total: String::new(),
-            verify: String::new(),
-        }
+        Self { quiet, bars, shown: BTreeMap::new(), total: String::new(), verify: String::new() }
     }
 
     fn show(&mut self, out: &mut Out, picture: &Picture) -> Result {
         if self.quiet {
             return Ok(());
         }
-        let total = format!("overall progress: {} out of {} tasks", picture.running.min(picture.wanted), picture.wanted);
+        let total =
+            format!("overall progress: {} out of {} tasks", picture.running.min(picture.wanted), picture.wanted);
         let lines = if picture.lines.len() > TASK_LINES { &BTreeMap::new() } else { &picture.lines };
         if let Some(bars) = &mut self.bars {
             bars.total.set_message(total);
