@@ -118,7 +118,7 @@ impl Picture {
         if let Some(replicas) = replicas {
             newest.retain(|(slot, _), task| *slot as usize <= replicas || task.desired_state == "running");
         }
-        let wanted = replicas.unwrap_or_else(|| newest.len());
+        let wanted = replicas.unwrap_or(newest.len());
         let mut picture = Self { wanted, running: 0, lines: BTreeMap::new(), errors: Vec::new(), active: false };
         for ((slot, node), task) in newest {
             let place = if replicas.is_some() { format!("{slot:>3}/{wanted}") } else { hostname(node) };
