@@ -103,18 +103,6 @@ impl Fake {
         let bytes = body.collect().await.unwrap().to_bytes();
         (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
     }
-
-    /// Waits until `test` holds for the state, or fails after ten seconds.
-    pub(crate) async fn until(&self, what: &str, test: impl Fn(&State, &Live) -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-        loop {
-            if test(&self.daemon.state(), &self.daemon.live()) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "never came true: {what}");
-            tokio::time::sleep(TICK).await;
-        }
-    }
 }
 
 pub(crate) struct Daemon {

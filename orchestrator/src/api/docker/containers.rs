@@ -256,15 +256,19 @@ pub(super) async fn create() -> ApiError {
     )
 }
 
+/// What a container's service decides.
+const LIFE: [&str; 7] = ["start", "restart", "pause", "unpause", "rename", "update", "removing it"];
+
 pub(super) async fn not_alone(State(app): State<App>, request: axum::extract::Request) -> ApiError {
     let path = request.uri().path().trim_start_matches("/containers/");
     let (id, verb) = path.split_once('/').unwrap_or((path, "removing it"));
     match find(&app, id).await {
         Err(error) => error,
-        Ok(container) => ApiError::unsupported(format!(
+        Ok(container) if LIFE.contains(&verb) => ApiError::unsupported(format!(
             "{verb} is not supported for container {}: it belongs to service {}, change that instead",
             container.name, container.service_name
         )),
+        Ok(_) => ApiError::unsupported(format!("{verb} is not supported for containers yet")),
     }
 }
 

@@ -164,9 +164,12 @@ fn tasks_of(app: &App, service: ServiceId) -> BTreeSet<TaskId> {
     state.tasks.values().filter(|task| task.service == service && task.placed.is_some()).map(|task| task.id).collect()
 }
 
+/// The lines of one task, the next of which can be looked at.
+type Source = Pin<Box<Peekable<BoxStream<Result<LogLine, Failure>>>>>;
+
 /// What is there, in order of time over all tasks.
 async fn merge(app: App, service: ServiceId, wanted: Wanted, sender: Sender) {
-    let mut sources: Vec<(String, Pin<Box<Peekable<BoxStream<Result<LogLine, Failure>>>>>)> = Vec::new();
+    let mut sources: Vec<(String, Source)> = Vec::new();
     for task in tasks_of(&app, service) {
         let lines = match elsewhere(&app, task) {
             Ok(()) => app.node.logs(task, wanted.query.clone()).await,

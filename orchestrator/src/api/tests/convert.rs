@@ -201,3 +201,14 @@ fn an_update_by_a_client_that_does_not_know_our_fields_keeps_them() {
     let after = service_spec(&wire, Some(&before)).unwrap();
     assert!(!after.task.container.privileged && after.task.container.devices.is_empty());
 }
+
+#[test]
+fn signals_that_have_no_name_keep_their_number() {
+    for number in [32, 33, 34, 64] {
+        let body = format!(
+            r#"{{"Name":"web","TaskTemplate":{{"ContainerSpec":{{"Image":"nginx","StopSignal":"{number}"}}}}}}"#
+        );
+        let spec = service_spec(&crate::api::request::parse_body(body.as_bytes()).unwrap(), None).unwrap();
+        assert_eq!(service_spec(&to_service_spec(&spec), None).unwrap(), spec, "{number}");
+    }
+}

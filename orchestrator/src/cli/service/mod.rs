@@ -20,6 +20,7 @@ use crate::api::{
     edge::Explanation,
     time,
 };
+use progress::Wish;
 use serde_json::Value;
 
 #[derive(clap::Subcommand)]
@@ -171,7 +172,7 @@ async fn create(create: flags::Create, client: &Client, out: &mut Out) -> Result
     if create.common.detach {
         return Ok(());
     }
-    progress::wait(client, out, &created.id, create.common.quiet).await
+    progress::wait(client, out, &created.id, Wish::Forward, create.common.quiet).await
 }
 
 /// Fixes the image's content by its digest, so that all nodes run the same, and notes its platforms. A registry that does
@@ -224,7 +225,7 @@ async fn update(update: flags::Update, client: &Client, out: &mut Out) -> Result
     if update.common.detach {
         return Ok(());
     }
-    progress::wait(client, out, &service.id, update.common.quiet).await
+    progress::wait(client, out, &service.id, Wish::Forward, update.common.quiet).await
 }
 
 async fn send(client: &Client, service: &Service) -> Result {
@@ -238,7 +239,7 @@ async fn rollback(client: &Client, out: &mut Out, name: &str, detach: bool, quie
     client.post_only(&path, &service.spec).await?;
     out.line(name)?;
     out.flush()?;
-    if detach { Ok(()) } else { progress::wait(client, out, &service.id, quiet).await }
+    if detach { Ok(()) } else { progress::wait(client, out, &service.id, Wish::Rollback, quiet).await }
 }
 
 async fn scale(scale: Scale, client: &Client, out: &mut Out) -> Result {
@@ -257,7 +258,7 @@ async fn scale(scale: Scale, client: &Client, out: &mut Out) -> Result {
     }
     if !scale.detach {
         for id in scaled {
-            progress::wait(client, out, &id, false).await?;
+            progress::wait(client, out, &id, Wish::Forward, false).await?;
         }
     }
     Ok(())
@@ -405,4 +406,9 @@ fn pretty(out: &mut Out, service: &Service) -> Result {
         out.line(&format!("{:<16}{value}", format!("{name}:")))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(super) fn split_words(text: &str) -> Vec<String> {
+    syntax::words(text).expect("the test's own words")
 }

@@ -21,11 +21,20 @@ const TASK_LINES: usize = 20;
 const STATES: [&str; 9] =
     ["new", "pending", "assigned", "accepted", "preparing", "ready", "starting", "running", "complete"];
 
+/// What the user asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// A new or a changed service; a rollback means that it failed.
+    Forward,
+    /// The version before.
+    Rollback,
+}
+
 /// Waits. Ctrl-C ends the waiting and leaves the service to itself.
-pub(super) async fn wait(client: &Client, out: &mut Out, id: &str, quiet: bool) -> Result {
+pub(super) async fn wait(client: &Client, out: &mut Out, id: &str, wish: Wish, quiet: bool) -> Result {
     let mut screen = Screen::new(out, quiet);
     let result = tokio::select! {
-        result = converge(client, out, id, &mut screen) => result,
+        result = converge(client, out, id, wish, &mut screen) => result,
         _ = tokio::signal::ctrl_c() => {
             screen.end();
             out.error("Operation continuing in background.");
@@ -37,7 +46,7 @@ pub(super) async fn wait(client: &Client, out: &mut Out, id: &str, quiet: bool) 
     result
 }
 
-async fn converge(client: &Client, out: &mut Out, id: &str, screen: &mut Screen) -> Result {
+async fn converge(client: &Client, out: &mut Out, id: &str, wish: Wish, screen: &mut Screen) -> Result {
     let filter = encode(&format!("{{\"service\":{{\"{id}\":true}},\"_up-to-date\":{{\"true\":true}}}}"));
     let mut stable: Option<Instant> = None;
     loop {
@@ -53,13 +62,13 @@ async fn converge(client: &Client, out: &mut Out, id: &str, screen: &mut Screen)
             Some(("rollback_paused", message)) => {
                 return Err(Error::new(format!("service rollback paused: {message}")));
             }
-            Some(("rollback_completed", message)) if picture.done() => {
-                return Err(Error::new(format!("service rolled back: {message}")))
-                    .or_else(|error| if screen.rolling_back { Ok(()) } else { Err(error) });
+            Some(("rollback_completed", message)) if picture.done() && wish == Wish::Forward => {
+                return Err(Error::new(format!("service rolled back: {message}")));
             }
-            Some(("updating" | "rollback_started", _)) => {
-                screen.rolling_back |= update.is_some_and(|update| update.message.contains("manually"));
-                stable = None;
+            Some(("updating" | "rollback_started", _)) => stable = None,
+            // The planner has watched the tasks for the monitor time already.
+            Some(("completed" | "rollback_completed", _)) if picture.done() && stable.is_some() => {
+                return screen.verified(out, &service);
             }
             _ if picture.done() => {
                 let since = *stable.get_or_insert_with(Instant::now);
@@ -109,7 +118,7 @@ impl Picture {
         if let Some(replicas) = replicas {
             newest.retain(|(slot, _), task| *slot as usize <= replicas || task.desired_state == "running");
         }
-        let wanted = replicas.unwrap_or_else(|| newest.len());
+        let wanted = replicas.unwrap_or(newest.len());
         let mut picture = Self { wanted, running: 0, lines: BTreeMap::new(), errors: Vec::new(), active: false };
         for ((slot, node), task) in newest {
             let place = if replicas.is_some() { format!("{slot:>3}/{wanted}") } else { hostname(node) };
@@ -147,7 +156,6 @@ struct Screen {
     shown: BTreeMap<String, String>,
     total: String,
     verify: String,
-    rolling_back: bool,
 }
 
 struct Bars {
@@ -166,7 +174,7 @@ impl Screen {
             let verify = all.add(ProgressBar::new_spinner().with_style(plain));
             Bars { all, total, tasks: BTreeMap::new(), verify }
         });
-        Self { quiet, bars, shown: BTreeMap::new(), total: String::new(), verify: String::new(), rolling_back: false }
+        Self { quiet, bars, shown: BTreeMap::new(), total: String::new(), verify: String::new() }
     }
 
     fn show(&mut self, out: &mut Out, picture: &Picture) -> Result {
