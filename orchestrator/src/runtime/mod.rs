@@ -32,7 +32,7 @@ mod wire;
 pub use cgroup::Stats;
 pub use config::*;
 pub use error::{RuntimeError, error_line};
-pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSession, Terminal};
+pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSession, Output, Terminal};
 pub use log_format::{LogLine, Stream};
 pub use logs::{LogQuery, Logs};
 

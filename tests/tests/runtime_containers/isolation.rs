@@ -171,11 +171,17 @@ async fn devices_that_were_not_given_cannot_be_opened() {
     }
     assert_eq!(output.matches("Operation not permitted").count(), 2, "{output}");
 
-    config = node.shell("test -c /dev/log && head -c 1 /dev/log > /dev/null && echo read; : > /dev/log || echo denied");
-    config.spec.devices =
-        vec![Device { host_path: "/dev/kmsg".into(), container_path: "/dev/log".into(), permissions: "r".into() }];
+    config = node.shell("(: < /dev/given) && echo read; (: > /dev/given); true");
+    config.spec.devices = vec![Device {
+        host_path: "/dev/loop-control".into(),
+        container_path: "/dev/given".into(),
+        permissions: "r".into(),
+    }];
     let (_, output) = node.output(&config).await;
-    assert!(output.starts_with("read\n") && output.contains("Operation not permitted"), "{output}");
+    assert!(
+        output.starts_with("read\n") && output.contains("can't create /dev/given: Operation not permitted"),
+        "{output}"
+    );
     node.close().await;
 }
 
