@@ -58,6 +58,9 @@ pub struct ExecSession {
 #[derive(Debug)]
 pub struct ExecInput(Option<AsyncFd<OwnedFd>>);
 
+/// A piece of output, and where it was written.
+pub type Output = (Stream, Vec<u8>);
+
 /// Output of an exec'd program, both streams.
 #[derive(Debug)]
 pub struct ExecOutput {
@@ -227,12 +230,12 @@ impl ExecOutput {
     ///
     /// # Errors
     /// A stream cannot be read.
-    pub async fn next(&mut self) -> Option<io::Result<(Stream, Vec<u8>)>> {
+    pub async fn next(&mut self) -> Option<io::Result<Output>> {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
     /// As [`ExecOutput::next`], for who makes a stream of it.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<(Stream, Vec<u8>)>>> {
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Output>>> {
         let Self { streams, buffer } = self;
         let mut index = 0;
         while let Some((stream, fd)) = streams.get(index) {

@@ -32,7 +32,7 @@ mod wire;
 pub use cgroup::Stats;
 pub use config::*;
 pub use error::{RuntimeError, error_line};
-pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSession, Terminal};
+pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSession, Output, Terminal};
 pub use log_format::{LogLine, Stream};
 pub use logs::{LogQuery, Logs};
 
@@ -86,9 +86,11 @@ impl Runtime {
     ///
     /// # Errors
     /// The folders cannot be made, or the mount table cannot be read.
-    pub async fn open(config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        for dir in [&config.state_dir, &config.run_dir] {
-            fs::create_dir_all(dir).at("create", dir)?;
+    pub async fn open(mut config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        for dir in [&mut config.state_dir, &mut config.run_dir] {
+            // The shims do not run in the folder that this process runs in.
+            *dir = std::path::absolute(&*dir).at("find", &*dir)?;
+            fs::create_dir_all(&*dir).at("create", &*dir)?;
         }
         let hierarchies = Hierarchies::detect()?;
         let inner = Inner {

@@ -1,5 +1,6 @@
 //! `shim shim <dir>`: the shim of a container as a program of its own, for tests of the runtime that need no whole `edged`.
 //! `shim daemon <dir> <key>`: runs one container in the folder and waits to be killed, as `edged` may be.
+#![allow(clippy::unwrap_used, reason = "part of the tests: what cannot go on ends")]
 
 #[path = "../../tests/runtime_containers/support.rs"]
 mod support;

@@ -1,6 +1,6 @@
 //! What a container sees and may do: identity, capabilities, system calls, files.
 
-use orchestrator_core::model::{Mount, MountSource, Propagation};
+use orchestrator_core::model::{Device, Mount, MountSource, Propagation};
 use std::fs;
 
 /// A line of `/proc/self/status` of process 1.
@@ -154,6 +154,34 @@ async fn names_and_devices_are_its_own() {
         "{output}"
     );
     assert!(output.ends_with("\n1\n"), "{output}");
+    node.close().await;
+}
+
+#[tokio::test]
+async fn devices_that_were_not_given_cannot_be_opened() {
+    let node = node!();
+    // The node's disks have nodes in a container that makes them; on cgroup v1 the devices controller refuses to open them.
+    let make = "mknod /tmp/disk b 254 0 && mknod /tmp/kmsg c 1 11";
+    let mut config =
+        node.shell(&format!("{make}; cat /tmp/kmsg | head -c 1; dd if=/tmp/disk of=/dev/null count=1; true"));
+    let (_, output) = node.output(&config).await;
+    if !std::path::Path::new("/sys/fs/cgroup/devices").exists() {
+        println!("SKIPPED: device rules are enforced on cgroup v1 only");
+        return node.close().await;
+    }
+    assert_eq!(output.matches("Operation not permitted").count(), 2, "{output}");
+
+    config = node.shell("(: < /dev/given) && echo read; (: > /dev/given); true");
+    config.spec.devices = vec![Device {
+        host_path: "/dev/loop-control".into(),
+        container_path: "/dev/given".into(),
+        permissions: "r".into(),
+    }];
+    let (_, output) = node.output(&config).await;
+    assert!(
+        output.starts_with("read\n") && output.contains("can't create /dev/given: Operation not permitted"),
+        "{output}"
+    );
     node.close().await;
 }
 

@@ -86,8 +86,7 @@ async fn a_container_outlives_the_daemon_and_is_found_by_the_next() {
 #[tokio::test]
 async fn an_end_that_no_daemon_saw_is_recorded() {
     let node = node!();
-    let config = node.shell("read line; exit 4");
-    let mut config = config;
+    let mut config = node.shell("read line; exit 4");
     config.spec.open_stdin = true;
     node.run(&config).await;
     drop(node.runtime.stdin(config.task).await.unwrap());
@@ -95,7 +94,7 @@ async fn an_end_that_no_daemon_saw_is_recorded() {
     // The shim keeps standard input open for whoever comes next, so the end is brought about by a signal.
     let ContainerState::Running { pid, .. } = node.state(config.task).await else { panic!() };
     Command::new("kill").arg("-9").arg(pid.to_string()).status().unwrap();
-    eventually("the exit is recorded", || exit_file.exists()).await;
+    eventually("the exit is recorded", || exit_file.exists());
     let next = Node::at(node.path(), &node.config.node_key, env!("CARGO_BIN_EXE_shim")).await;
     assert_eq!(next.exit_code(config.task).await, 137);
     node.close().await;
@@ -115,7 +114,7 @@ async fn a_container_whose_shim_was_killed_is_reported_and_can_be_removed() {
         other => panic!("{other:?}"),
     }
     node.runtime.delete(config.task).await.unwrap();
-    eventually("the process is gone", || !fs::exists(format!("/proc/{pid}/cmdline")).unwrap()).await;
+    eventually("the process is gone", || !fs::exists(format!("/proc/{pid}/cmdline")).unwrap());
     node.close().await;
 }
 
@@ -145,8 +144,7 @@ async fn init_reaps_orphans_passes_signals_on_and_ends_as_its_program() {
     eventually("the orphan is reaped", || {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         children.split_whitespace().count() == 1
-    })
-    .await;
+    });
     node.runtime.stop(config.task).await.unwrap();
     assert_eq!(node.exit_code(config.task).await, 6);
     node.close().await;

@@ -1,4 +1,5 @@
 //! Containers on this machine, through the runtime and its shims.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 /// A new node, or the end of the test where containers cannot run.
 macro_rules! node {

@@ -5,13 +5,14 @@ use orchestrator::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, ImageDefaults, LogQuery, Runtime, RuntimeConfig,
 };
 use orchestrator_core::model::{ContainerSpec, ImageName, Resources, TaskId};
+use orchestrator_tests::wait_for;
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -234,11 +235,7 @@ fn make_rootfs(root: &Path) {
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:34:\nvideo:x:44:web\n").unwrap();
 }
 
-/// Waits until `done` holds.
-pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !done() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+/// Waits until `done` holds, for what does not need this thread.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    wait_for(what, DEADLINE, || if done() { Ok(()) } else { Err("it is not so") }).unwrap();
 }

@@ -241,7 +241,6 @@ impl tracing::Subscriber for ErrorsTo {
         }
         let mut words = Words(String::new());
         event.record(&mut words);
-        words.0.truncate(words.0.floor_char_boundary(1000));
         tell(self.0, FailureKind::Log, &words.0);
     }
 }

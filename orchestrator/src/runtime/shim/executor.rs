@@ -93,8 +93,13 @@ impl Executor for Run {
     }
 }
 
+/// Longest message, in bytes.
+const MAX_TEXT: usize = 1000;
+
 /// Tells the shim. Nothing can be done if it does not listen.
 pub(super) fn tell(failures: RawFd, kind: FailureKind, text: &str) {
+    // Names in it may be as long as a command line; a pipe takes 64 KiB and a message to the driver less.
+    let text = &text[..text.floor_char_boundary(MAX_TEXT)];
     let line = serde_json::to_string(&Failure { kind, text: text.into() }).unwrap_or_default() + "\n";
     // SAFETY: the buffer is valid for its length; a bad descriptor only yields an error.
     unsafe { libc::write(failures, line.as_ptr().cast(), line.len()) };

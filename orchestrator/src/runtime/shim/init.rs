@@ -29,6 +29,7 @@ pub(super) fn become_init(failures: RawFd) {
             }
             child => {
                 libc::prctl(libc::PR_SET_DUMPABLE, 0);
+                libc::prctl(libc::PR_SET_NAME, c"edged-init".as_ptr());
                 // Standard streams too: the program decides when they end.
                 libc::close_range(0, libc::c_uint::MAX, 0);
                 supervise(child, all.assume_init_ref())

@@ -11,6 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Space for entries that a shim keeps between two writes; enough for what is read at once, in lines of usual length.
+const KEPT_BYTES: usize = 8192;
+
 /// Appends to the newest log file of a container.
 pub(super) struct LogWriter {
     dir: PathBuf,
@@ -47,7 +50,11 @@ impl LogWriter {
             encode(&mut self.entries, now, Stream::Stderr, note.as_bytes());
         }
         encode(&mut self.entries, now, stream, chunk);
-        match self.write_entries() {
+        let written = self.write_entries();
+        // Many short lines at once need many times their own space, once.
+        self.entries.clear();
+        self.entries.shrink_to(KEPT_BYTES);
+        match written {
             Ok(()) => self.lost = 0,
             Err(_) => self.lost += chunk.len() as u64,
         }
