@@ -32,12 +32,35 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Registries (`host:port`) that are spoken to by http.
     pub insecure_registries: Vec<String>,
+    /// What is known of registries, by `host` or `host:port`.
+    pub registries: BTreeMap<String, RegistryConfig>,
     /// Labels of the node, for `engine.labels.KEY` constraints.
     pub labels: BTreeMap<String, String>,
     /// The node-local networks.
     pub network: NetworkConfig,
     /// The dataplane.
     pub dataplane: DataplaneConfig,
+}
+
+/// What is known of one registry.
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Registries that are asked first, in order.
+    pub mirrors: Vec<String>,
+    /// User name, where one is needed to pull.
+    pub username: Option<String>,
+    /// Password or access token.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for RegistryConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryConfig")
+            .field("mirrors", &self.mirrors)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Addresses of the node-local network. The same on every node: it is never routed between nodes.
@@ -84,6 +107,7 @@ impl Default for Config {
             init: false,
             uplinks: Vec::new(),
             insecure_registries: Vec::new(),
+            registries: BTreeMap::new(),
             labels: BTreeMap::new(),
             network: NetworkConfig::default(),
             dataplane: DataplaneConfig::default(),
@@ -158,6 +182,11 @@ impl Config {
         for (key, dir) in [("state-dir", &self.state_dir), ("run-dir", &self.run_dir), ("socket", &self.socket)] {
             if !dir.is_absolute() {
                 return refuse(key, format!("{} is not an absolute path", dir.display()));
+            }
+        }
+        for (registry, config) in &self.registries {
+            if config.username.is_some() != config.password.is_some() {
+                return refuse("registries", format!("{registry} needs both username and password, or neither"));
             }
         }
         Ok(())

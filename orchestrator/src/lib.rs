@@ -1,6 +1,6 @@
 //! The effects of the orchestrator: everything that [`orchestrator_core`] decides is carried out here.
 //!
-//! Arrows point down only: binaries → `api`, `cli`, `leader`, `agent` → `store`, drivers → core. The drivers `runtime`,
+//! Arrows point down only: binaries → `api`, `cli`, `leader`, `agent` → `store`, `transport`, drivers → core. The drivers `runtime`,
 //! `image`, `network` and `dataplane` do not know each other; the agent composes them. `daemon` puts everything together.
 
 pub mod agent;
@@ -16,3 +16,4 @@ pub mod network;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
+pub mod transport;

@@ -20,7 +20,7 @@ const NOW: UnixMillis = UnixMillis(100_000);
 const WEB: PortSpec = PortSpec { protocol: Protocol::Tcp, target: 80, published: 8080, mode: PublishMode::Ingress };
 
 fn image() -> ImageName {
-    ImageName::new("nginx").unwrap()
+    ImageName::new("nginx").expect("a plain name")
 }
 
 fn assigned(desired: Desired) -> Assignment {

@@ -5,7 +5,7 @@ use super::{Volumes, execute::HOST_RESOLV_CONF, observe::Look};
 use crate::{
     config::{Config, Rung},
     dataplane::{self, Dataplane, DataplaneConfig, Mode},
-    image::{self, Image, Images, Policy, Reference, silent},
+    image::{self, Credentials, Image, Images, Policy, Reference, silent},
     network::{
         Attachment, Network, NetworkConfig,
         dns::{Entry, Resolver},
@@ -40,6 +40,7 @@ pub struct Drivers {
     pub resolver: Arc<Resolver>,
     /// Volumes.
     pub volumes: Volumes,
+    credentials: Arc<BTreeMap<String, Credentials>>,
     rootfs_dir: PathBuf,
     pin_dir: PathBuf,
     logs_dir: PathBuf,
@@ -73,8 +74,16 @@ impl Drivers {
             }),
             ..DataplaneConfig::new(&pin_dir)
         };
-        let images_config =
-            image::Config { insecure_registries: config.insecure_registries.clone(), ..image::Config::default() };
+        let registries = config.registries.iter();
+        let images_config = image::Config {
+            insecure_registries: config.insecure_registries.clone(),
+            mirrors: registries.clone().map(|(host, known)| (host.clone(), known.mirrors.clone())).collect(),
+            ..image::Config::default()
+        };
+        let credentials = registries.filter_map(|(host, known)| {
+            let (username, password) = (known.username.clone()?, known.password.clone()?);
+            Some((host.clone(), Credentials::Basic { username, password }))
+        });
         let images_dir = state_dir.clone();
         let runtime_config = RuntimeConfig {
             state_dir: logs_dir(&state_dir),
@@ -96,6 +105,7 @@ impl Drivers {
             dataplane: Arc::new(Mutex::new(dataplane)),
             resolver: Arc::new(resolver),
             volumes: Volumes::new(&state_dir),
+            credentials: Arc::new(credentials.collect()),
             rootfs_dir: run_dir.join("rootfs"),
             pin_dir,
             logs_dir: logs_dir(&state_dir),
@@ -168,8 +178,14 @@ impl Drivers {
     /// Makes an image complete on this node, from its registry if need be.
     pub(super) async fn fetch(&self, name: &str) -> anyhow::Result<()> {
         let reference = name.parse::<Reference>()?;
-        self.images.pull(&reference, None, None, Policy::IfMissing, &silent()).await?;
+        let credentials = self.credentials(&reference);
+        self.images.pull(&reference, credentials, None, Policy::IfMissing, &silent()).await?;
         Ok(())
+    }
+
+    /// The node's own credentials for the registry of an image.
+    pub(crate) fn credentials(&self, reference: &Reference) -> Option<&Credentials> {
+        self.credentials.get(reference.registry())
     }
 
     /// Makes the interface of a task and has its packets watched.

@@ -25,7 +25,7 @@ pub use volumes::{VolumeError, Volumes};
 
 use crate::{
     clock,
-    leader::{Message, Session},
+    transport::{Message, Session},
 };
 use execute::Chain;
 use memory::Memory;

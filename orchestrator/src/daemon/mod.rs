@@ -24,8 +24,9 @@ use crate::{
     },
     clock,
     config::Config,
-    leader::{self, Sessions},
-    store::{Store, StoreConfig},
+    leader,
+    store::{Health, Store, StoreConfig},
+    transport::Sessions,
 };
 use anyhow::Context;
 use machine::Machine;
@@ -91,9 +92,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server = tokio::spawn(api::server::serve(listener, app));
     tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
     daemon.join_again().await?;
+    let mut failed = None;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: ending; containers go on"),
         _ = interrupt.recv() => tracing::info!("SIGINT: ending; containers go on"),
+        reason = daemon.store_failed() => failed = Some(reason),
     }
     ending.cancel();
     let served = tokio::time::timeout(LAST_REQUESTS, server).await;
@@ -101,7 +104,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("requests were cut off: they did not end in time");
     }
     daemon.close().await;
-    Ok(())
+    match failed {
+        // Nothing is known of what the disk kept: only a new process that reads it again may go on.
+        Some(reason) => Err(anyhow::anyhow!("the store failed: {reason}; start edged again once the disk is mended")),
+        None => Ok(()),
+    }
 }
 
 /// Holds the run directory for this process: two daemons would fight over everything.
@@ -161,6 +168,30 @@ impl Daemon {
             None => tracing::info!("this node belongs to no cluster; waiting for `edgectl cluster init`"),
         }
         Ok(())
+    }
+
+    /// Returns when the store of this node's membership has failed for good.
+    async fn store_failed(&self) -> String {
+        let mut members = self.member.subscribe();
+        loop {
+            let member = members.borrow_and_update().clone();
+            let Some(member) = member else {
+                // The sender lives as long as `self`.
+                let _alive = members.changed().await;
+                continue;
+            };
+            let mut health = member.store.health();
+            loop {
+                match &*health.borrow_and_update() {
+                    Health::Writable => {}
+                    Health::ReadOnly { reason } => tracing::warn!(reason = &**reason, "the store is read-only"),
+                    Health::Failed { reason } => return reason.to_string(),
+                }
+                if health.changed().await.is_err() {
+                    return "it was stopped".into();
+                }
+            }
+        }
     }
 
     fn member(&self) -> Option<Arc<Member>> {

@@ -123,7 +123,7 @@ struct DriverInfo {
 
 /// Whether the interface sits on a bus, whose places have numbers (`0000:01:00.0`, `fd580000.ethernet`). Virtual ones
 /// name none, or a word such as `tap` or `N/A`.
-fn is_hardware(name: &str) -> bool {
+pub(super) fn is_hardware(name: &str) -> bool {
     let Ok(socket) = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None) else {
         return false;
     };

@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// The registry wants other credentials.
     #[error(
-        "access to image {image} denied by registry {registry}: it does not exist or needs credentials (`edgectl login {registry}` stores them)"
+        "access to image {image} denied by registry {registry}: it does not exist or needs credentials (`[registries.\"{registry}\"]` in edged.toml holds those of this node)"
     )]
     Unauthorized {
         /// The image.

@@ -1,13 +1,13 @@
 //! The leader: exists only while this node leads. Turns state and reports into plans, and plans into assignments.
 //!
 //! In: the replicated state, and messages of node sessions. Out: one raft entry per plan, and for each session the newest
-//! assignment. It never touches a driver; the agent, here or on another node, is reached through a [`Session`] only.
+//! assignment. It never touches a driver; the agent, here or on another node, is reached through a [`crate::transport::Session`] only.
 
-mod sessions;
-
-pub use sessions::{Message, Session, Sessions};
-
-use crate::{clock, store::Store};
+use crate::{
+    clock,
+    store::Store,
+    transport::{Message, Sessions},
+};
 use orchestrator_core::{
     assignment::assign,
     intent,

@@ -224,8 +224,8 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
     let Some(rig) = rig("drain", 2) else { return };
     let (_first, _second) = (echo(&rig, 0), echo(&rig, 1));
     let dataplane = serve(&rig, None, &[0, 1]);
-    let mut old: Vec<_> = rig
-        .in_client(|| (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect());
+    let mut old: Vec<_> =
+        rig.in_client(|| (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect());
     let mut table = published(&rig, &[0, 1]);
     for slot in [10, 20] {
         table.backends.get_mut(&slot).unwrap().state = BackendState::Draining;
@@ -242,9 +242,8 @@ fn draining_keeps_old_connections_and_sends_new_ones_elsewhere() {
         connection.exchange(b"still here").unwrap();
     }
     let server = rig.containers[1].v4;
-    let new = rig.in_client(|| {
-        (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect::<Vec<_>>()
-    });
+    let new = rig
+        .in_client(|| (0..20).map(|_| rig::Connection::open(address("10.99.0.1:8080")).unwrap()).collect::<Vec<_>>());
     let on_second = |connections: &[rig::Connection]| {
         connections.iter().filter(|connection| connection.server == server.to_string()).count()
     };

@@ -10,7 +10,7 @@ use crate::{
     image::{self, Error, Images, Phase, Policy, Reference, Removed},
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use orchestrator_core::model::Platform;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
@@ -37,8 +37,8 @@ impl Daemon {
             variant: Some(platform.variant).filter(|variant| !variant.is_empty()),
         });
         let (images, events) = (self.drivers.images.clone(), self.events.clone());
+        let credentials = self.credentials(&reference, request.credentials.as_ref());
         Ok(with_progress(move |progress, say| async move {
-            let credentials = request.credentials.as_ref().and_then(credentials);
             let before = images.get(&reference.to_string()).ok().map(|image| image.id);
             let pulled = images
                 .pull(&reference, credentials.as_ref(), platform.as_ref(), Policy::Always, &progress)
@@ -64,8 +64,8 @@ impl Daemon {
     ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
         let reference = reference(name)?;
         let (images, events) = (self.drivers.images.clone(), self.events.clone());
+        let credentials = self.credentials(&reference, given.as_ref());
         Ok(with_progress(move |progress, say| async move {
-            let credentials = given.as_ref().and_then(credentials);
             let pushed = images.push(&reference, credentials.as_ref(), &progress).await.map_err(of_image)?;
             say(format!("{}: digest: {}", reference.familiar(), pushed.manifest_digest));
             tell(&events, "push", &reference.familiar(), &pushed.id.to_string());
@@ -110,14 +110,30 @@ impl Daemon {
     }
 
     pub(super) async fn resolve_image(&self, name: &str, given: Option<Credentials>) -> Result<Resolved, Failure> {
-        let credentials = given.as_ref().and_then(credentials);
-        let resolved = self.drivers.images.resolve(&reference(name)?, credentials.as_ref()).await.map_err(of_image)?;
+        let reference = reference(name)?;
+        let credentials = self.credentials(&reference, given.as_ref());
+        let resolved = self.drivers.images.resolve(&reference, credentials.as_ref()).await.map_err(of_image)?;
         Ok(Resolved {
             digest: resolved.digest.to_string(),
             media_type: resolved.media_type,
             size_bytes: resolved.size,
             platforms: resolved.platforms.into_iter().map(platform).collect(),
         })
+    }
+}
+
+impl Daemon {
+    /// The credentials that came with the request, or else the node's own.
+    fn credentials(&self, reference: &Reference, given: Option<&Credentials>) -> Option<image::Credentials> {
+        match given {
+            Some(given) if !given.registrytoken.is_empty() => {
+                Some(image::Credentials::Bearer(given.registrytoken.clone()))
+            }
+            Some(given) if !given.username.is_empty() => {
+                Some(image::Credentials::Basic { username: given.username.clone(), password: given.password.clone() })
+            }
+            _ => self.drivers.credentials(reference).cloned(),
+        }
     }
 }
 
@@ -173,14 +189,6 @@ fn reference(name: &str) -> Result<Reference, Failure> {
     name.parse::<Reference>().map_err(|error| Failure::Invalid(error.to_string()))
 }
 
-fn credentials(given: &Credentials) -> Option<image::Credentials> {
-    if !given.registrytoken.is_empty() {
-        return Some(image::Credentials::Bearer(given.registrytoken.clone()));
-    }
-    (!given.username.is_empty())
-        .then(|| image::Credentials::Basic { username: given.username.clone(), password: given.password.clone() })
-}
-
 fn platform(from: image::Platform) -> Platform {
     Platform { os: from.os, arch: from.architecture, variant: from.variant.unwrap_or_default() }
 }
@@ -221,11 +229,13 @@ fn tell(events: &tokio::sync::broadcast::Sender<Event>, action: &str, name: &str
 fn of_image(error: Error) -> Failure {
     let text = failure::text(&error);
     match error {
-        Error::NoSuchImage { .. } => Failure::NotFound(text),
+        Error::NoSuchImage { .. } | Error::NotFound { .. } | Error::NoMatchingPlatform { .. } => {
+            Failure::NotFound(text)
+        }
         Error::InUse { .. } | Error::SeveralNames { .. } => Failure::Conflict(text),
         Error::InvalidReference(_) | Error::AmbiguousId { .. } | Error::InvalidArchive { .. } => Failure::Invalid(text),
         Error::Unauthorized { .. } => Failure::Denied(text),
         Error::Unreachable { .. } => Failure::Unavailable(text),
-        other => Failure::Internal { what: "image".into(), cause: Box::new(other) },
+        other => Failure::Internal { what: "handling the image".into(), cause: Box::new(other) },
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions: the seam between leader and agents. One side holds newest-wins assignments, the other tells reports.
+//! Sessions: where leader and agents meet. Assignments go one way and only the newest counts; reports go the other.
 
 use orchestrator_core::{
     assignment::Assignment,
@@ -44,7 +44,7 @@ pub struct Session {
 }
 
 impl Sessions {
-    /// No sessions yet; the receiver is for [`super::run`].
+    /// No sessions yet; the receiver is for the leader.
     #[must_use]
     pub fn new() -> (Arc<Self>, mpsc::Receiver<Message>) {
         let (inbox, messages) = mpsc::channel(INBOX);
@@ -60,7 +60,7 @@ impl Sessions {
     }
 
     /// Offers each session its assignment; what is unchanged wakes nobody.
-    pub(super) fn assign(&self, make: impl Fn(NodeId) -> Option<Assignment>) {
+    pub(crate) fn assign(&self, make: impl Fn(NodeId) -> Option<Assignment>) {
         self.lock().retain(|_, session| !session.is_closed());
         for (node, session) in self.lock().iter() {
             let Some(new) = make(*node) else { continue };
@@ -75,7 +75,7 @@ impl Sessions {
     }
 
     /// Wakes all agents, so that they report to a new leader.
-    pub(super) fn greet_all(&self) {
+    pub(crate) fn greet_all(&self) {
         for session in self.lock().values() {
             session.send_modify(|_| {});
         }
