@@ -1,7 +1,8 @@
 //! What a container costs: wall time of create, start, wait and delete through the runtime, beside libcontainer called
 //! barely in the same process, and private memory of a shim. Figures on standard output.
 //!
-//! `cargo run --release --example bench_start [ROUNDS]`, as root, with busybox-static installed.
+//! `cargo run --release --example bench_start [ROUNDS] [SHIM]`, as root, with busybox-static installed. SHIM is the program
+//! that is run as shim, such as a whole `edged`; this one unless told otherwise.
 
 use orchestrator::runtime::{ContainerConfig, ContainerState, ImageDefaults, Runtime, RuntimeConfig, shim};
 use orchestrator_core::model::{ContainerSpec, ImageName, Resources, TaskId};
@@ -40,7 +41,7 @@ async fn bench(rounds: u32) -> anyhow::Result<()> {
         state_dir: dir.path().join("state"),
         run_dir: dir.path().join("run"),
         node_key: format!("bench-{}", std::process::id()),
-        shim_exe: std::env::current_exe()?,
+        shim_exe: std::env::args_os().nth(2).map_or_else(std::env::current_exe, |path| Ok(path.into()))?,
     })
     .await?;
     let rootfs = dir.path().join("rootfs");
