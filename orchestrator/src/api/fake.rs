@@ -66,9 +66,10 @@ impl Fake {
         let server = tokio::spawn(server::serve(listener, app));
         let (ticking, stop) = (Arc::clone(&daemon), shutdown.clone());
         tokio::spawn(async move {
+            let mut tick = tokio::time::interval(TICK);
             while !stop.is_cancelled() {
+                tick.tick().await;
                 ticking.settle();
-                tokio::time::sleep(TICK).await;
             }
         });
         Self { daemon, socket, shutdown, server: Some(server), _folder: folder }
