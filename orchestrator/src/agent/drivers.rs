@@ -13,7 +13,7 @@ use crate::{
     runtime::{Runtime, RuntimeConfig},
 };
 use anyhow::{Context, anyhow};
-use orchestrator_core::{forwarding::Table, model::TaskId, node::Attached};
+use orchestrator_core::{forwarding::Table, node::Attached};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -43,7 +43,6 @@ pub struct Drivers {
     credentials: Arc<BTreeMap<String, Credentials>>,
     rootfs_dir: PathBuf,
     pin_dir: PathBuf,
-    logs_dir: PathBuf,
 }
 
 impl Drivers {
@@ -108,7 +107,6 @@ impl Drivers {
             credentials: Arc::new(credentials.collect()),
             rootfs_dir: run_dir.join("rootfs"),
             pin_dir,
-            logs_dir: logs_dir(&state_dir),
         })
     }
 
@@ -222,17 +220,6 @@ impl Drivers {
         }
     }
 
-    /// Tasks of which there are logs.
-    pub(super) fn logged(&self) -> std::io::Result<Vec<TaskId>> {
-        let entries = match std::fs::read_dir(&self.logs_dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        Ok(names.collect())
-    }
-
     /// Where the root file system of a task is mounted.
     pub(super) fn rootfs(&self, task: &str) -> PathBuf {
         self.rootfs_dir.join(task)
@@ -273,6 +260,7 @@ impl Drivers {
         let pin_dir = self.pin_dir.clone();
         let removed = tokio::task::spawn_blocking(move || dataplane::remove(&pin_dir)).await;
         note("removing the packet programs", removed.map_err(Into::into).and_then(|done| done.map_err(Into::into)));
+        note("removing the control groups", self.runtime.remove_base().await.map_err(Into::into));
         note("removing the node's network", self.network.remove_base().await.map_err(Into::into));
         failed
     }

@@ -83,7 +83,7 @@ impl Chain {
             Op::Start => drivers.runtime.start(*task).await?,
             Op::Stop => {
                 memory.stopping(*task, false);
-                drivers.runtime.signal(*task, self.stop_signal()).await?;
+                drivers.runtime.stop(*task).await?;
             }
             Op::Kill => {
                 memory.stopping(*task, true);
@@ -99,15 +99,6 @@ impl Chain {
             }
         }
         Ok(())
-    }
-
-    /// The service's stop signal, or the image's, or SIGTERM.
-    fn stop_signal(&self) -> Signal {
-        let Ok(assigned) = self.assigned() else { return Signal::TERM };
-        let spec = &assigned.spec.container;
-        let of_image =
-            || Signal::parse(self.drivers.image(spec.image.as_str())?.config.config.stop_signal.as_deref()?).ok();
-        spec.stop_signal.or_else(of_image).unwrap_or(Signal::TERM)
     }
 
     fn assigned(&self) -> anyhow::Result<&AssignedTask> {

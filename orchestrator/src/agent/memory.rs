@@ -94,13 +94,20 @@ impl Memory {
         }
     }
 
+    /// Tasks whose steps are under way.
+    pub(super) fn busy(&self) -> BTreeSet<TaskId> {
+        self.lock().iter().filter(|(_, note)| note.busy).map(|(task, _)| *task).collect()
+    }
+
     /// Lays the notes over what was read from the kernel, and drops those of tasks that are gone.
-    pub(super) fn add_to(&self, observed: &mut Observed, assigned: &BTreeSet<TaskId>) {
+    ///
+    /// `before` are the tasks that were busy when the look began: what was read of them may be from the middle of a step.
+    pub(super) fn add_to(&self, observed: &mut Observed, assigned: &BTreeSet<TaskId>, before: &BTreeSet<TaskId>) {
         let mut notes = self.lock();
         notes.retain(|task, note| note.busy || assigned.contains(task) || observed.tasks.contains_key(task));
         for (task, note) in notes.iter() {
             let seen = observed.tasks.entry(*task).or_default();
-            seen.busy = note.busy;
+            seen.busy = note.busy || before.contains(task);
             seen.activity.clone_from(&note.activity);
             seen.begun = Some(note.begun);
             seen.stopping = note.stopping;

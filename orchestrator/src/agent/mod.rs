@@ -184,9 +184,10 @@ impl Agent {
         mend: bool,
     ) -> anyhow::Result<(Report, Duration)> {
         let assigned = assignment.tasks.keys().copied().collect::<BTreeSet<_>>();
+        let busy_before = self.memory.busy();
         let mut look = observe::look(&self.drivers, assignment).await?;
         self.memory.abort_fetches(|task| assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run));
-        self.memory.add_to(&mut look.observed, &assigned);
+        self.memory.add_to(&mut look.observed, &assigned, &busy_before);
 
         if mend && let Err(error) = self.drivers.mend(&look.strays).await {
             tracing::warn!(error = format!("{error:#}"), "the node could not be mended");

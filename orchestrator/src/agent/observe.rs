@@ -71,7 +71,7 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
             tasks.entry(task).or_default().mounted = true;
         }
     }
-    let logs = drivers.logged().context("looking at logs")?;
+    let logs = drivers.runtime.traces().await.context("looking at logs")?;
     for task in layers.iter().filter_map(|key| key.parse().ok()).chain(logs) {
         tasks.entry(task).or_default().traces = true;
     }

@@ -105,6 +105,9 @@ impl Daemon {
 
     /// Commits the first entry, unless that was done before.
     pub(super) async fn found(&self, member: &Member, request: InitRequest) -> anyhow::Result<()> {
+        if member.store.is_initialized() && member.store.read().await.is_ok_and(|state| state.cluster.is_some()) {
+            return Ok(());
+        }
         let now = clock::now();
         let node = Node {
             id: member.identity.node,

@@ -227,6 +227,7 @@ impl Daemon {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(leader::run(member.store.clone(), sessions, inbox, self.leader_view.clone()));
         tasks.spawn(agent.run(session));
+        tasks.spawn(local::events::tell(self.agent_view.subscribe(), self.events.clone()));
         tasks.spawn(async move {
             while states.changed().await.is_ok() {
                 revision.send_replace(states.borrow_and_update().revision);

@@ -25,6 +25,9 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessa
 
 use super::{NetworkError, Result, error::netlink_io};
 
+/// The kernel answers within milliseconds; links are slow to go while many packets are in flight (`synchronize_net`).
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// Tries of a dump, and the pause between two: a dump that nobody reads any more is over within milliseconds.
 const DUMP_TRIES: u32 = 100;
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
@@ -33,8 +36,9 @@ const DUMP_PAUSE: Duration = Duration::from_millis(2);
 pub(super) struct Netlink {
     handle: rtnetlink::Handle,
     driver: tokio::task::JoinHandle<()>,
-    /// Held during a dump: the kernel refuses a second one on the same socket with EBUSY (netlink(7), `NLM_F_DUMP`).
-    dump: tokio::sync::Mutex<()>,
+    /// Held from a request to its answer. Requests side by side gain nothing, as the kernel takes one at a time (rtnl
+    /// mutex), and lose answers when the socket's buffer overflows; a second dump is refused with EBUSY (netlink(7)).
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What a link dump says about one link.
@@ -95,19 +99,27 @@ impl Netlink {
     pub(super) fn open() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|error| NetworkError::io("open a netlink socket", error))?;
-        Ok(Netlink { handle, driver: tokio::spawn(connection), dump: tokio::sync::Mutex::default() })
+        Ok(Netlink { handle, driver: tokio::spawn(connection), turn: tokio::sync::Mutex::default() })
     }
 
-    /// Collects a dump that `ask` begins. One dump at a time; one that was given up half-way keeps the socket busy for a
-    /// moment, so EBUSY is asked again.
+    /// Waits for this request's turn and for its answer. One that was lost is an error, not a wait for ever.
+    async fn answered<T>(
+        &self,
+        request: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> Result<T, rtnetlink::Error> {
+        let _turn = self.turn.lock().await;
+        tokio::time::timeout(ANSWER, request).await.unwrap_or(Err(rtnetlink::Error::RequestFailed))
+    }
+
+    /// Collects a dump that `ask` begins. One that was given up half-way keeps the socket busy for a moment, so EBUSY is
+    /// asked again.
     async fn collect<T, S>(&self, ask: impl Fn(&rtnetlink::Handle) -> S) -> Result<Vec<T>, rtnetlink::Error>
     where
         S: futures_util::Stream<Item = Result<T, rtnetlink::Error>>,
     {
-        let _one_at_a_time = self.dump.lock().await;
         let mut tries = 0;
         loop {
-            match ask(&self.handle).try_collect().await {
+            match self.answered(ask(&self.handle).try_collect()).await {
                 Err(error) if is(&error, libc::EBUSY) && tries < DUMP_TRIES => tries += 1,
                 result => return result,
             }
@@ -124,7 +136,10 @@ impl Netlink {
 
     /// The link of that name.
     pub(super) async fn link(&self, name: &str) -> Result<Option<Link>> {
-        let found = self.handle.link().get().match_name(name).execute().try_next().await;
+        let found = {
+            let mut answer = self.handle.link().get().match_name(name).execute();
+            self.answered(answer.try_next()).await
+        };
         match found {
             Ok(message) => Ok(message.as_ref().map(Link::of)),
             Err(error) if is(&error, libc::ENODEV) => Ok(None),
@@ -170,7 +185,7 @@ impl Netlink {
         feature: &'static str,
         remedy: &'static str,
     ) -> Result<()> {
-        match self.handle.link().add(message).execute().await {
+        match self.answered(self.handle.link().add(message).execute()).await {
             Err(error) if is(&error, libc::EOPNOTSUPP) => {
                 Err(NetworkError::Unsupported { feature, remedy, source: netlink_io(&error) })
             }
@@ -181,19 +196,19 @@ impl Netlink {
     /// Whether the kernel can make links of a kind; makes one with defaults, if they make sense for the kind.
     pub(super) async fn knows_kind(&self, kind: InfoKind) -> bool {
         let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind).build();
-        !matches!(self.handle.link().add(message).execute().await, Err(error) if is(&error, libc::EOPNOTSUPP))
+        !matches!(self.answered(self.handle.link().add(message).execute()).await, Err(error) if is(&error, libc::EOPNOTSUPP))
     }
 
     /// Applies `change` to a link.
     pub(super) async fn set_link(&self, link: &Link, change: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
         let message = change.index(link.index).build();
         let failed = |error| NetworkError::netlink(format!("change the link {}", link.name), error);
-        self.handle.link().set(message).execute().await.map_err(failed)
+        self.answered(self.handle.link().set(message).execute()).await.map_err(failed)
     }
 
     /// Deletes a link; being absent is no error. The other end of a veth pair goes with it.
     pub(super) async fn delete_link(&self, link: &Link) -> Result<()> {
-        match self.handle.link().del(link.index).execute().await {
+        match self.answered(self.handle.link().del(link.index).execute()).await {
             Err(error) if is(&error, libc::ENODEV) => Ok(()),
             other => other.map_err(|error| NetworkError::netlink(format!("delete the link {}", link.name), error)),
         }
@@ -212,7 +227,7 @@ impl Netlink {
     pub(super) async fn add_address(&self, link: &Link, address: IpAddr, prefix: u8) -> Result<()> {
         let mut request = self.handle.address().add(link.index, address, prefix);
         request.message_mut().header.flags = AddressHeaderFlags::Nodad;
-        match request.execute().await {
+        match self.answered(request.execute()).await {
             Err(error) if is(&error, libc::EEXIST) => Ok(()),
             other => other.map_err(|error| {
                 NetworkError::netlink(format!("give {} the address {address}/{prefix}", link.name), error)
@@ -231,7 +246,7 @@ impl Netlink {
         message.header.prefix_len = address.prefix;
         message.attributes.push(AddressAttribute::Local(address.address));
         message.attributes.push(AddressAttribute::Address(address.address));
-        match self.handle.address().del(message).execute().await {
+        match self.answered(self.handle.address().del(message).execute()).await {
             Err(error) if is(&error, libc::EADDRNOTAVAIL) => Ok(()),
             other => other.map_err(|error| {
                 NetworkError::netlink(format!("delete the address {}/{}", address.address, address.prefix), error)
@@ -283,7 +298,7 @@ impl Netlink {
             }
         };
         let failed = |error| NetworkError::netlink(format!("route by default over {gateway}"), error);
-        self.handle.route().add(message).replace().execute().await.map_err(failed)
+        self.answered(self.handle.route().add(message).replace().execute()).await.map_err(failed)
     }
 }
 

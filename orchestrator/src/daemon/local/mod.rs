@@ -1,6 +1,7 @@
 //! This machine for the API: containers, images, facts. Composes the drivers' words into the API's.
 
 mod containers;
+pub(super) mod events;
 mod execs;
 pub(super) mod failure;
 mod images;
