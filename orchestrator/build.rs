@@ -18,6 +18,11 @@ const INHERITED: [&str; 4] = ["CARGO", "RUSTC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"]
 const KEPT: [&str; 4] = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTRIES_"];
 
 fn main() {
+    if !env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.split(',').any(|f| f == "crt-static")) {
+        // Every container has a shim, which is this program: linked to a fixed address, its tables need no relocation and
+        // stay shared pages, 0.2 instead of 1.2 MiB of private memory per shim. Libraries, stack and heap move as ever.
+        println!("cargo::rustc-link-arg-bin=edged=-no-pie");
+    }
     for input in INPUTS {
         println!("cargo::rerun-if-changed={PROGRAMS}/{input}");
     }
