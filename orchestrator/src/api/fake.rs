@@ -346,7 +346,7 @@ impl LocalNode for Daemon {
                 let created = task.created_at.0 * 1_000_000;
                 Container {
                     task: task.id,
-                    name: format!("{}.{}", state.task_name(task), task.id),
+                    name: state.task_name(task),
                     service: task.service,
                     service_name: service.name.to_string(),
                     image: spec.container.image.to_string(),

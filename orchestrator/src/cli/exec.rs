@@ -72,7 +72,7 @@ pub(super) async fn run(exec: Exec, client: &Client, out: &mut Out) -> Result {
         client.post_only(&path, &start).await.map_err(context)?;
         return Ok(());
     }
-    let connection = client.hijack(&path, &start).await.map_err(context)?;
+    let connection = client.hijack(&path, &start).await.map_err(|error| context(not_started(error)))?;
     out.flush()?;
     attach(connection, &exec, client, &id, out).await.map_err(context)?;
     let state: Value = client.get(&format!("/exec/{id}/json")).await.map_err(context)?;
@@ -81,6 +81,16 @@ pub(super) async fn run(exec: Exec, client: &Client, out: &mut Out) -> Result {
         Some(code) => Err(Error::code(code)),
         None => Err(context(Error::new("the connection ended before the process did"))),
     }
+}
+
+/// Gives the error of a process that could not be started the exit code that shells give it (bash(1), EXIT STATUS).
+fn not_started(mut error: Error) -> Error {
+    if error.message.contains("not found") || error.message.contains("no such file") {
+        error.code = 127;
+    } else if error.message.to_lowercase().contains("permission denied") {
+        error.code = 126;
+    }
+    error
 }
 
 /// Lines and characters per line of our terminal.

@@ -27,9 +27,13 @@ const STATS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn find(app: &App, text: &str) -> Result<Container, ApiError> {
     let name = text.trim_start_matches('/');
     let mut found = Vec::new();
-    for container in app.node.containers().await? {
+    let mut containers = app.node.containers().await?;
+    // `web.1` alone means the container that runs now.
+    containers.sort_by_key(|container| container.state != ContainerState::Running);
+    for container in containers {
         let id = container.task.to_string();
-        if id == name || container.name == name {
+        let full = full_name(&container);
+        if [id.as_str(), full.as_str()].contains(&name) || full.strip_suffix(&format!(".{id}")) == Some(name) {
             return Ok(container);
         }
         if !name.is_empty() && id.starts_with(name) {
@@ -43,6 +47,12 @@ pub(super) async fn find(app: &App, text: &str) -> Result<Container, ApiError> {
     }
 }
 
+/// The name with the task's id: `web.1.<task id>`.
+fn full_name(container: &Container) -> String {
+    let id = container.task.to_string();
+    if container.name.ends_with(&id) { container.name.clone() } else { format!("{}.{id}", container.name) }
+}
+
 fn labels(container: &Container) -> BTreeMap<String, String> {
     let mut labels = container.labels.clone();
     let task = container.task.to_string();
@@ -51,7 +61,7 @@ fn labels(container: &Container) -> BTreeMap<String, String> {
         ("com.docker.swarm.service.name", container.service_name.clone()),
         ("com.docker.swarm.task", String::new()),
         ("com.docker.swarm.task.id", task),
-        ("com.docker.swarm.task.name", container.name.clone()),
+        ("com.docker.swarm.task.name", full_name(container)),
     ] {
         labels.entry(key.into()).or_insert(value);
     }
@@ -102,7 +112,7 @@ pub(super) fn summary(container: &Container) -> Value {
     });
     json!({
         "Id": container.task.to_string(),
-        "Names": [format!("/{}", container.name)],
+        "Names": [format!("/{}", full_name(container))],
         "Image": container.image,
         "ImageID": container.image_id,
         "Command": container.command.join(" "),
@@ -135,7 +145,7 @@ pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<
         let code = container.exit_code.map(|code| code.to_string());
         (all || container.state == ContainerState::Running)
             && filters.any("id", |wanted| id.starts_with(wanted))
-            && filters.any("name", |wanted| name_matches(&container.name, wanted))
+            && filters.any("name", |wanted| name_matches(&full_name(container), wanted))
             && filters.any("service", |wanted| container.service_name == wanted)
             && filters.any("status", |wanted| wanted == state(container.state))
             && filters.any("health", |wanted| wanted == container.health.map_or("none", health))
@@ -194,7 +204,7 @@ pub(super) async fn inspect(State(app): State<App>, Path(id): Path<String>) -> R
         "Args": container.command.iter().skip(1).collect::<Vec<_>>(),
         "State": status,
         "Image": container.image_id,
-        "Name": format!("/{}", container.name),
+        "Name": format!("/{}", full_name(&container)),
         "RestartCount": 0,
         "Driver": "overlay2",
         "Platform": "linux",
@@ -342,7 +352,7 @@ fn stats_json(container: &Container, now: &Stats, before: Option<&Stats>) -> Val
         })
         .collect();
     json!({
-        "name": format!("/{}", container.name),
+        "name": format!("/{}", full_name(container)),
         "id": container.task.to_string(),
         "read": or_zero(Some(now.at).filter(|at| *at != 0)),
         "preread": or_zero(before.map(|before| before.at)),

@@ -14,7 +14,10 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::Peekable};
+use futures_util::{
+    StreamExt,
+    stream::{self, Peekable},
+};
 use orchestrator_core::{
     find,
     model::{ServiceId, TaskId},
@@ -24,7 +27,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 /// Lines under way to a client; a client that reads slowly slows the readers down.
 const LINES_BUFFERED: usize = 64;
-/// How often a task that has been made but has no log yet is looked at again.
+/// How often a task whose log has not begun is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Clone)]
@@ -120,6 +123,12 @@ pub(super) async fn of_task(
 
 async fn one(app: &App, service: ServiceId, task: TaskId, wanted: Wanted) -> Result<Response, ApiError> {
     elsewhere(app, task)?;
+    if wanted.query.follow {
+        let (sender, receiver) = mpsc::channel(LINES_BUFFERED);
+        let content_type = wanted.content_type();
+        tokio::spawn(pump(app.clone(), service, task, wanted, sender));
+        return Ok(frames::body(app, content_type, frames::received(receiver)));
+    }
     let context = context(app, service, task);
     let lines = app.node.logs(task, wanted.query.clone()).await?;
     let content_type = wanted.content_type();
@@ -235,25 +244,35 @@ async fn pump(app: App, service: ServiceId, task: TaskId, wanted: Wanted, sender
         let _ = sender.send(wanted.item(&context, Err(failure))).await;
         return;
     }
-    let mut lines = loop {
-        match app.node.logs(task, wanted.query.clone()).await {
-            Ok(lines) => break lines,
-            Err(Failure::NotFound(_)) => {
-                let state = app.cluster.state();
-                if state.tasks.get(&task).is_none_or(|task| task.outcome.is_some()) {
-                    return;
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
+    let mut query = wanted.query.clone();
+    loop {
+        // Asked before reading: whatever the container wrote until then is read below. A log that is not there yet, or
+        // ends although the task has not, is looked at again: the container is just being started.
+        let state = app.cluster.state();
+        let ended = state.tasks.get(&task).is_none_or(|task| task.outcome.is_some());
+        let mut lines = match app.node.logs(task, query.clone()).await {
+            Ok(lines) => lines,
+            Err(Failure::NotFound(_)) => Box::pin(stream::empty()) as BoxStream<_>,
             Err(failure) => {
                 let _ = sender.send(wanted.item(&context, Err(failure))).await;
                 return;
             }
+        };
+        while let Some(line) = lines.next().await {
+            if let Ok(line) = &line {
+                (query.since, query.tail) = (Some(line.at + 1), None);
+            }
+            if sender.send(wanted.item(&context, line)).await.is_err() {
+                return;
+            }
         }
-    };
-    while let Some(line) = lines.next().await {
-        if sender.send(wanted.item(&context, line)).await.is_err() {
+        let over = query.until.is_some_and(|until| until < time::nanos((app.now)()));
+        if ended || over {
             return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = sender.closed() => return,
         }
     }
 }
