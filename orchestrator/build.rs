@@ -26,7 +26,6 @@ fn main() {
     for input in INPUTS {
         println!("cargo::rerun-if-changed={PROGRAMS}/{input}");
     }
-    println!("cargo::rerun-if-env-changed=PATH");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
     let Some(mut cargo) = debian().or_else(rustup) else {
         fail("no Rust toolchain here can compile for BPF");

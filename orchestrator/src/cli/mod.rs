@@ -16,7 +16,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use client::Client;
 pub use output::Out;
 use std::ffi::OsString;
@@ -142,7 +142,8 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -
         Err(error) => {
             let text = if out.colour { error.render().ansi().to_string() } else { error.render().to_string() };
             if error.use_stderr() {
-                out.error(text.trim_end());
+                let helps = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+                out.error(&if helps { text.trim_end().to_owned() } else { usage_error(&error.render().to_string()) });
                 return EXIT_USAGE;
             }
             let _ = out.write(&text);
@@ -164,6 +165,20 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>, out: &mut Out) -
             error.code
         }
     }
+}
+
+/// What clap says about a wrong command line, in one line that ends with where to read on.
+fn usage_error(text: &str) -> String {
+    let (what, usage) = text.split_once("\n\nUsage: ").unwrap_or((text, "edgectl"));
+    let what = what.split("\n\nFor more information").next().unwrap_or(what);
+    let what = what.trim().trim_start_matches("error: ").split("\n\n").map(|part| {
+        let words = part.split_whitespace().collect::<Vec<_>>();
+        words.join(" ")
+    });
+    let what = what.collect::<Vec<_>>().join("; ");
+    let command = usage.split_whitespace().take_while(|word| !word.starts_with(['-', '[', '<']));
+    let command = command.collect::<Vec<_>>().join(" ");
+    format!("edgectl: {what}; see `{command} --help`")
 }
 
 async fn dispatch(command: Command, client: &Client, out: &mut Out) -> Result {

@@ -31,11 +31,13 @@ use crate::{
 use anyhow::Context;
 use machine::Machine;
 use orchestrator_core::model::NodeDescription;
+use rustix::io::Errno;
 use std::{
     fs::File,
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -52,6 +54,17 @@ const EVENTS: usize = 1024;
 
 /// Time that requests have to end before they are cut off.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
+/// The longest that a daemon which was killed may still hold its lock; on a busy board it has containers' worth of memory to
+/// give back first.
+const LAST_MOMENTS: Duration = Duration::from_secs(5);
+
+/// Lowest number that the lock's descriptor may have. The kernel closes those of an ending process in ascending order, so a high
+/// one means that whoever gets this lock finds those of the stores free too.
+const CLOSED_LAST: i32 = 500;
+
+/// Time between two attempts at the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Everything that lives as long as the process.
 pub struct Daemon {
@@ -83,7 +96,7 @@ pub struct Member {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let _only_one = lock(&config.run_dir)?;
+    let _only_one = lock(&config.run_dir).await?;
     let daemon = Arc::new(Daemon::open(config).await?);
     let socket = &daemon.config.socket;
     let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -112,13 +125,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Holds the run directory for this process: two daemons would fight over everything.
-fn lock(run_dir: &Path) -> anyhow::Result<File> {
+///
+/// One that was killed holds it for a moment longer: until its last thread is gone, and until each process that it was about
+/// to start has replaced its copy of the daemon, which closes the file (execve(2)).
+async fn lock(run_dir: &Path) -> anyhow::Result<OwnedFd> {
     std::fs::create_dir_all(run_dir).with_context(|| format!("making {}", run_dir.display()))?;
     let path = run_dir.join("edged.lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another edged holds {}; stop it first", path.display()))?;
-    Ok(file)
+    let file = rustix::io::fcntl_dupfd_cloexec(&file, CLOSED_LAST).context("numbering the daemon's lock")?;
+    let deadline = Instant::now() + LAST_MOMENTS;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => tokio::time::sleep(LOCK_RETRY).await,
+            Err(error) => {
+                return Err(error).with_context(|| format!("another edged holds {}; stop it first", path.display()));
+            }
+        }
+    }
 }
 
 impl Daemon {

@@ -9,7 +9,7 @@ use anyhow::Context;
 /// # Errors
 /// All that could not be removed; the rest is gone.
 pub async fn reset(config: Config, purge: bool) -> anyhow::Result<()> {
-    let _only_one = super::lock(&config.run_dir)?;
+    let _only_one = super::lock(&config.run_dir).await?;
     let mut failed = Vec::new();
     match Drivers::open(&config).await {
         Ok(drivers) => failed.extend(drivers.remove_all().await),

@@ -35,6 +35,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use digest::{Digest, InvalidDigest};
 pub use error::Error;
@@ -51,6 +52,13 @@ pub use unpack::UnpackError;
 use pull::{CancelOnDrop, Turns};
 use registry::{Repository, blocking};
 use store::Store;
+
+/// The longest that a registry is waited for when somebody asks what a name stands for there. A digest takes three requests
+/// on a slow link.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same where the node has an image of that name: nothing is lost if the registry is not reached.
+const PATIENCE_HERE: Duration = Duration::from_secs(2);
 
 /// How a node handles images.
 #[derive(Debug, Clone)]
@@ -146,14 +154,24 @@ impl Images {
         Err(last.unwrap_or_else(|| Error::NoSuchImage { name: reference.familiar() }))
     }
 
-    /// Asks the registry what a reference stands for and for which platforms it is there.
+    /// Asks the registry what a reference stands for and for which platforms it is there. Somebody waits for the answer, and
+    /// a node without a way to its registry should not let them wait for long.
     ///
     /// # Errors
     /// As for [`Images::pull`].
     pub async fn resolve(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<Resolved, Error> {
         let repository =
             Repository::new(reference, reference.registry(), credentials, &self.0.config.insecure_registries)?;
-        pull::resolve(&self.0.store, &self.0.turns, &repository, reference).await
+        let is_here = self.0.store.get_reference(reference).is_some();
+        let patience = if is_here { PATIENCE_HERE } else { PATIENCE };
+        let answer = pull::resolve(&self.0.store, &self.0.turns, &repository, reference);
+        tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+            Err(Error::Unreachable {
+                image: reference.familiar(),
+                registry: reference.registry().to_owned(),
+                source: format!("no answer within {} s", patience.as_secs()).into(),
+            })
+        })
     }
 
     /// Mirrors first, the registry itself last.
