@@ -158,6 +158,22 @@ async fn logs_name_their_tasks() {
 }
 
 #[tokio::test]
+async fn a_wrong_command_line_gets_one_line_that_says_where_to_read_on() {
+    let fake = Fake::cluster().await;
+    for (words, what) in [
+        (&["service", "create", "--nosuch", "x"][..], "unexpected argument '--nosuch' found"),
+        (&["service", "create", "--replicas", "x", "y"], "invalid value 'x' for '--replicas <N>'"),
+        (&["service", "create"], "required arguments were not provided: <IMAGE>"),
+        (&["nosuch"], "unrecognized subcommand 'nosuch'"),
+    ] {
+        let ran = ctl(&fake, words).await;
+        assert_eq!((ran.code, ran.err.trim_end().lines().count()), (125, 1), "{}", ran.err);
+        assert!(ran.err.starts_with("edgectl: ") && ran.err.contains(what), "{}", ran.err);
+        assert!(ran.err.trim_end().ends_with("--help`"), "{}", ran.err);
+    }
+}
+
+#[tokio::test]
 async fn exec_passes_output_and_exit_code_on() {
     let fake = Fake::cluster().await;
     ok(&fake, CREATE).await;

@@ -102,9 +102,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
     let ending = CancellationToken::new();
     let app = App::new(daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    // Who connects meanwhile waits for an answer; before, it would be told that this node belongs to no cluster.
+    daemon.join_again().await?;
     let server = tokio::spawn(api::server::serve(listener, app));
     tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
-    daemon.join_again().await?;
     let mut failed = None;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: ending; containers go on"),
