@@ -55,7 +55,7 @@ use store::Store;
 
 /// The longest that a registry is waited for when somebody asks what a name stands for there. A digest takes three requests
 /// on a slow link.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The same where the node has an image of that name: nothing is lost if the registry is not reached.
 const PATIENCE_HERE: Duration = Duration::from_secs(2);

@@ -18,11 +18,7 @@ use axum::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use orchestrator_core::model::Platform;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, io, time::Duration};
-
-/// A user waits this long for a registry to say what a name stands for. Creating a service goes on without the answer, so
-/// that a node without network loses little time.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(8);
+use std::{collections::BTreeMap, io};
 
 fn labels(image: &Image) -> BTreeMap<String, String> {
     serde_json::from_value(image.config["config"]["Labels"].clone()).unwrap_or_default()
@@ -271,11 +267,7 @@ pub(super) async fn distribution(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     let name = rest.strip_suffix("/json").ok_or_else(|| ApiError::not_found("page not found"))?;
-    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, app.node.resolve(name, credentials(&headers)?));
-    let resolved = resolved.await.map_err(|_| {
-        let secs = RESOLVE_TIMEOUT.as_secs();
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("the registry of {name} did not answer within {secs} s"))
-    })??;
+    let resolved = app.node.resolve(name, credentials(&headers)?).await?;
     let platforms: Vec<Value> = resolved
         .platforms
         .iter()
