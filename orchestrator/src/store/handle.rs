@@ -184,14 +184,18 @@ impl Store {
     /// [`InitializeError`].
     pub async fn initialize(&self, first: Entry) -> Result<Applied, InitializeError> {
         let members = BTreeMap::from([(self.inner.raft_id, Member { node: self.inner.node.clone() })]);
-        // Asked first, as openraft logs an error when it has to refuse.
-        let founded = if self.is_initialized() { Ok(()) } else { self.inner.raft.initialize(members).await };
-        match founded {
-            // Perhaps founded before, without its first entry.
-            Ok(()) if self.alone() => {}
-            Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) if self.alone() => {}
-            Ok(()) | Err(RaftError::APIError(_)) => return Err(InitializeError::AlreadyInitialized),
-            Err(RaftError::Fatal(fatal)) => return Err(InitializeError::Propose(fatal_error(&fatal))),
+        // Asked first, as openraft logs an error when it has to refuse. A store that was founded before may lack its first entry.
+        if self.is_initialized() {
+            if !self.alone() {
+                return Err(InitializeError::AlreadyInitialized);
+            }
+        } else {
+            match self.inner.raft.initialize(members).await {
+                Ok(()) => {}
+                Err(RaftError::APIError(RaftInitializeError::NotAllowed(_))) if self.alone() => {}
+                Err(RaftError::APIError(_)) => return Err(InitializeError::AlreadyInitialized),
+                Err(RaftError::Fatal(fatal)) => return Err(InitializeError::Propose(fatal_error(&fatal))),
+            }
         }
         let mut leadership = self.leadership();
         // An error of either kind shows again in the proposal, with its reason.
