@@ -188,7 +188,14 @@ impl Drivers {
 
     /// Makes the interface of a task and has its packets watched.
     pub(super) async fn attach(&self, task: &str, index: u16) -> anyhow::Result<()> {
-        let attached = self.network.attach(&Attachment { task: task.into(), index }).await?;
+        let attachment = Attachment { task: task.into(), index };
+        let attached = match self.network.attach(&attachment).await {
+            Ok(attached) => attached,
+            Err(error) => {
+                tracing::warn!(task, %error, "the network interface is tried once more");
+                self.network.attach(&attachment).await?
+            }
+        };
         let dataplane = self.dataplane.clone();
         tokio::task::spawn_blocking(move || locked(&dataplane).attach_container(attached.host_ifindex)).await??;
         Ok(())
