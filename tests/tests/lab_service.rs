@@ -17,6 +17,12 @@ fn one_node() -> Result<Lab> {
     Lab::up(&["--nodes", "1"])
 }
 
+/// Creates a service of an image that is on the node and waits until it is stable.
+fn create(lab: &Lab, name: &str, rest: &[&str]) -> Result<String> {
+    let quick = ["service", "create", "--quiet", "--no-resolve-image", "--update-monitor", "500ms", "--name", name];
+    lab.edgectl("n1", &[&quick, rest].concat())
+}
+
 fn curl(lab: &Lab, url: &str) -> Result<String> {
     lab.ok("client", &["curl", "--silent", "--show-error", "--fail", "--max-time", "5", url])
 }
@@ -39,7 +45,7 @@ fn requests_spread_over_all_replicas_and_each_sees_the_client() -> Result<()> {
     skip_without_lab!();
     let lab = one_node()?;
     lab.load("n1", "whoami")?;
-    lab.edgectl("n1", &["service", "create", "--name", "whoami", "--replicas", "3", "-p", "8080:80", "whoami"])?;
+    create(&lab, "whoami", &["--replicas", "3", "-p", "8080:80", "whoami"])?;
     let mut answers = BTreeMap::<String, usize>::new();
     for _ in 0..60 {
         let answer = curl(&lab, URL)?;
@@ -64,7 +70,7 @@ fn nginx_redis_and_postgres_from_debian_packages_serve() -> Result<()> {
     let lab = one_node()?;
     for (image, publish) in [("nginx", "8080:80"), ("redis", "6379:6379"), ("postgres", "5432:5432")] {
         lab.load("n1", image)?;
-        lab.edgectl("n1", &["service", "create", "--name", image, "-p", publish, image])?;
+        create(&lab, image, &["-p", publish, image])?;
     }
     let page = curl(&lab, URL)?;
     ensure!(page.contains("nginx from Debian's package answers"), "nginx answers {page}");
@@ -92,7 +98,7 @@ fn killing_the_daemon_under_load_fails_no_request_and_restarts_no_container() ->
     skip_without_lab!();
     let lab = one_node()?;
     lab.load("n1", "whoami")?;
-    lab.edgectl("n1", &["service", "create", "--name", "whoami", "--replicas", "3", "-p", "8080:80", "whoami"])?;
+    create(&lab, "whoami", &["--replicas", "3", "-p", "8080:80", "whoami"])?;
     let tasks = || -> Result<BTreeSet<String>> {
         let ids = lab.edgectl("n1", &["service", "ps", "--quiet", "--no-trunc", "whoami"])?;
         Ok(ids.lines().map(str::to_owned).collect())
@@ -125,16 +131,71 @@ fn killing_the_daemon_under_load_fails_no_request_and_restarts_no_container() ->
 }
 
 #[test]
+fn requests_are_served_through_update_scale_and_rollback() -> Result<()> {
+    skip_without_lab!();
+    let lab = one_node()?;
+    lab.load("n1", "whoami")?;
+    create(&lab, "whoami", &["--replicas", "2", "--update-delay", "0s", "-p", "8080:80", "whoami"])?;
+    let in_use = lab.exec("n1", &["edgectl", "image", "rm", "whoami"])?;
+    ensure!(in_use.code != Some(0) && in_use.stderr.contains("in use"), "an image in use was removed: {in_use:?}");
+    let stop = lab.folder("n1").join("stop-requests");
+    let script = format!(
+        "n=0; while [ ! -e {} ]; do curl -sf --max-time 5 -o /dev/null {URL} || exit 1; n=$((n+1)); done; echo $n",
+        stop.display()
+    );
+    let env = || {
+        lab.edgectl(
+            "n1",
+            &["service", "inspect", "--format", "{{json .Spec.TaskTemplate.ContainerSpec.Env}}", "whoami"],
+        )
+    };
+    let changes = || -> Result<()> {
+        let update = ["service", "update", "--quiet", "--no-resolve-image", "--update-order", "start-first"];
+        lab.edgectl("n1", &[&update[..], &["--env-add", "A=1", "whoami"]].concat())?;
+        ensure!(env()?.contains("A=1"), "the update is not in the spec");
+        // The other order empties one slot at a time; the other replica answers.
+        lab.edgectl(
+            "n1",
+            &["service", "update", "--quiet", "--update-order", "stop-first", "--env-add", "A=2", "whoami"],
+        )?;
+        lab.edgectl("n1", &["service", "rollback", "--quiet", "whoami"])?;
+        ensure!(env()?.contains("A=1"), "the rollback is not in the spec");
+        for replicas in ["whoami=6", "whoami=1"] {
+            lab.edgectl("n1", &["service", "scale", replicas])?;
+        }
+        Ok(())
+    };
+    let requests = std::thread::scope(|scope| -> Result<String> {
+        let load = scope.spawn(|| lab.ok("client", &["sh", "-c", &script]));
+        let changed = changes();
+        std::fs::write(&stop, "")?;
+        let requests = load.join().expect("the load's thread does not panic");
+        changed.and(requests)
+    })?;
+    ensure!(requests.trim().parse::<u32>()? > 0, "no request was made meanwhile");
+    let left = || lab.processes("n1", &["/whoami"]).map_or_else(|_| usize::MAX, |pids| pids.len());
+    wait_for("one process of one replica", SOON, || if left() == 1 { Ok(()) } else { Err(left().to_string()) })?;
+
+    // Removed while it is made: nothing comes up afterwards.
+    lab.edgectl(
+        "n1",
+        &["service", "create", "--detach", "--no-resolve-image", "--name", "brief", "--replicas", "9", "whoami"],
+    )?;
+    lab.edgectl("n1", &["service", "rm", "brief", "whoami"])?;
+    wait_for("no container", SOON, || match lab.edgectl("n1", &["ps", "--quiet"]) {
+        Ok(ids) if ids.is_empty() && left() == 0 => Ok(()),
+        other => Err(format!("{other:?}, {} processes", left())),
+    })?;
+    lab.down()
+}
+
+#[test]
 fn a_killed_container_is_replaced_unless_the_restart_condition_says_no() -> Result<()> {
     skip_without_lab!();
     let lab = one_node()?;
     lab.load("n1", "busybox")?;
-    let create = |name: &str, options: &[&str], seconds: &str| {
-        let words: Vec<&str> = ["service", "create", "--name", name].iter().chain(options).copied().collect();
-        lab.edgectl("n1", &[&words[..], &["busybox", "sleep", seconds]].concat())
-    };
-    create("again", &["--restart-delay", "1s"], "1001")?;
-    create("once", &["--restart-condition", "none"], "1002")?;
+    create(&lab, "again", &["--restart-delay", "1s", "busybox", "sleep", "1001"])?;
+    create(&lab, "once", &["--restart-condition", "none", "busybox", "sleep", "1002"])?;
     let of = |seconds: &str| lab.processes("n1", &["sleep", seconds]);
     let (again, once) = (of("1001")?, of("1002")?);
     ensure!(again.len() == 1 && once.len() == 1, "two services are not two processes: {again:?} {once:?}");
@@ -154,12 +215,7 @@ fn a_failing_health_check_replaces_the_task() -> Result<()> {
     let lab = one_node()?;
     lab.load("n1", "busybox")?;
     let check = ["--health-cmd", "test ! -e /sick", "--health-interval", "500ms", "--health-retries", "2"];
-    let words = [
-        &["service", "create", "--name", "checked", "--restart-delay", "500ms"],
-        &check[..],
-        &["busybox", "sleep", "1003"],
-    ];
-    lab.edgectl("n1", &words.concat())?;
+    create(&lab, "checked", &[&["--restart-delay", "500ms"], &check[..], &["busybox", "sleep", "1003"]].concat())?;
     let before = lab.processes("n1", &["sleep", "1003"])?;
     ensure!(before.len() == 1, "one replica is not one process: {before:?}");
     std::fs::write(format!("/proc/{}/root/sick", before[0]), "").context("make the container sick")?;
@@ -176,11 +232,12 @@ fn service_logs_show_every_replica_by_its_tasks_name() -> Result<()> {
     let lab = one_node()?;
     lab.load("n1", "busybox")?;
     let say = "while true; do echo tick; sleep 0.2; done";
-    lab.edgectl("n1", &["service", "create", "--name", "talk", "--replicas", "2", "busybox", "sh", "-c", say])?;
-    // --follow never ends by itself; its reader leaves after both replicas have been heard.
-    let follow = "timeout 20 edgectl service logs --follow talk 2>&1 | awk '{ seen[$1]=1; n=0; for (s in seen) n++; print; if (n == 2) exit }'";
+    create(&lab, "talk", &["--replicas", "2", "busybox", "sh", "-c", say])?;
+    // --follow never ends by itself; its reader leaves after a third replica has been heard, which is made meanwhile.
+    let follow = "timeout 20 edgectl service logs --follow talk 2>&1 | \
+        awk '{ if (!seen[$1]++) { n++; if (n == 2) system(\"edgectl service scale -d talk=3 >&2\") } print; if (n == 3) exit }'";
     let said = lab.ok("n1", &["sh", "-c", follow])?;
-    for task in ["talk.1", "talk.2"] {
+    for task in ["talk.1", "talk.2", "talk.3"] {
         ensure!(
             said.lines().any(|line| line.starts_with(task) && line.contains("tick")),
             "no line of {task} in {said}"
