@@ -6,11 +6,10 @@
 //! established flow; a flow evicted from it is chosen again by Maglev, with the same result.
 
 use orchestrator_ebpf_common::{
-    conntrack,
-    hash,
+    conntrack, hash,
     maps::{
-        Address, BACKEND_ABSENT, Backend, FAMILY_V4, FLOW_CLIENT_IS_CONTAINER, FROM_BACKEND, FROM_CLIENT, Flow, FlowKey,
-        MAGLEV_WORDS, Reason, Service,
+        Address, BACKEND_ABSENT, Backend, FAMILY_V4, FLOW_CLIENT_IS_CONTAINER, FROM_BACKEND, FROM_CLIENT, Flow,
+        FlowKey, MAGLEV_WORDS, Reason, Service,
     },
     packet::Packet,
 };
@@ -183,7 +182,9 @@ fn begin<I: Ingress>(
         // container could not tell the two apart, and replies would be sent from the wrong address.
         let differs = other.address != packet.destination || other.port != packet.destination_port;
         let timeout = conntrack::timeout(packet.protocol, conntrack::DATA, other.seen);
-        if differs && other.seen & (conntrack::FIN | conntrack::RST) == 0 && !conntrack::is_expired(now, other.last_seen, timeout)
+        if differs
+            && other.seen & (conntrack::FIN | conntrack::RST) == 0
+            && !conntrack::is_expired(now, other.last_seen, timeout)
         {
             return Err(Reason::TupleCollision);
         }

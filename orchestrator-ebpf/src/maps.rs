@@ -6,9 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use orchestrator_ebpf_common::maps::{
-    Address, Backend, Config, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC,
-    MAX_FLOWS, MAX_LOCAL_ADDRESSES, MAX_SERVICES, MAX_SOCKETS, MAX_TABLES, Reason, Service, ServiceCounters,
-    ServiceKey, SocketKey, SocketOriginal,
+    Address, Backend, Config, Flow, FlowKey, MAGLEV_WORDS, MAX_BACKENDS, MAX_EMBRYONIC, MAX_FLOWS, MAX_LOCAL_ADDRESSES,
+    MAX_SERVICES, MAX_SOCKETS, MAX_TABLES, Reason, Service, ServiceCounters, ServiceKey, SocketKey, SocketOriginal,
 };
 use orchestrator_ebpf_common::packet::Packet;
 

@@ -266,8 +266,7 @@ fn forward<const ETHERNET: bool>(skb: &Skb<'_>, packet: &Packet) -> i32 {
         return discard(Reason::RewriteFailed);
     }
     // A container that reached itself: it would not take a packet from its own address.
-    if target.address == packet.source
-        && rewrite(skb, packet, SOURCE, &packet.destination, packet.source_port).is_err()
+    if target.address == packet.source && rewrite(skb, packet, SOURCE, &packet.destination, packet.source_port).is_err()
     {
         return discard(Reason::RewriteFailed);
     }
@@ -329,13 +328,7 @@ fn rewrite(skb: &Skb<'_>, packet: &Packet, side: bool, address: &Address, port: 
 /// Writes another address on one side of an ICMP error, and on the other side of the packet it quotes, with the port.
 /// The quoted packet's own transport checksum stays as it was: it is often cut off, and nobody verifies it.
 #[inline(never)]
-fn rewrite_error(
-    skb: &Skb<'_>,
-    error: &Packet,
-    quoted: &Packet,
-    side: bool,
-    flow: &Flow,
-) -> Result<(), Reason> {
+fn rewrite_error(skb: &Skb<'_>, error: &Packet, quoted: &Packet, side: bool, flow: &Flow) -> Result<(), Reason> {
     let checksum = error.transport + ICMP_CHECKSUM;
     // ICMP over IPv4 has no pseudo header, and a quoted IPv4 header whose own checksum is right adds nothing to the sum.
     let (outer, inner) = if error.family == FAMILY_V4 { (0, 0) } else { (checksum, checksum) };
@@ -390,18 +383,10 @@ fn set_address(
 
 /// Writes a port; `checksum` is the offset of the transport checksum that covers it.
 #[inline(always)]
-fn set_port(
-    skb: &Skb<'_>,
-    packet: &Packet,
-    side: bool,
-    port: u16,
-    checksum: u32,
-    flags: u64,
-) -> Result<(), Reason> {
+fn set_port(skb: &Skb<'_>, packet: &Packet, side: bool, port: u16, checksum: u32, flags: u64) -> Result<(), Reason> {
     let old = if side == DESTINATION { packet.destination_port } else { packet.source_port };
     // SAFETY: the helper checks the offset.
-    let result =
-        unsafe { bpf_l4_csum_replace(skb.raw(), checksum, u64::from(old), u64::from(port), flags | 2) };
+    let result = unsafe { bpf_l4_csum_replace(skb.raw(), checksum, u64::from(old), u64::from(port), flags | 2) };
     if result != 0 {
         return Err(Reason::RewriteFailed);
     }

@@ -62,7 +62,7 @@ pub struct Usage {
     pub layers: u64,
     /// Unfinished downloads.
     pub downloads: u64,
-    /// What [`Store::prune`] of all unused images would give back.
+    /// What [`super::Images::prune`] of all unused images would give back.
     pub reclaimable: u64,
 }
 

@@ -18,7 +18,7 @@
 //! history    what nobody needs any more                                      → deletes
 //! ```
 //!
-//! Slots: a slot of a service is wanted as long as one of its tasks has [`Desired::Run`], ended or not. The newest such task
+//! Slots: a slot of a service is wanted as long as one of its tasks has [`Desired::Run`](crate::model::Desired::Run), ended or not. The newest such task
 //! stands for the slot; a second one that has not ended is the old half of a start-first update.
 
 mod address;

@@ -2,7 +2,7 @@
 //! libcontainer. It has one thread and no async runtime, is a child of nobody, and does not notice when `edged` ends.
 //!
 //! Comes in: `config.json` and `shim.json` in `<dir>`, requests on `<dir>/control.sock`. Goes out: one line on standard
-//! output once the container is created or could not be, then the files described in [`super::files`], and the container's
+//! output once the container is created or could not be, then the files described in `files`, and the container's
 //! log. Ends by itself after it has recorded how the container ended; nothing needs to be running to receive that.
 //!
 //! ```text
