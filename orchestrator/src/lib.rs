@@ -17,3 +17,15 @@ pub mod runtime;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
+
+/// How it hangs together, and decisions that would cost a day to reverse.
+pub mod docs {
+    #[doc = include_str!("../docs/architecture.md")]
+    pub mod architecture {}
+    #[doc = include_str!("../docs/dataplane.md")]
+    pub mod dataplane {}
+    #[doc = include_str!("../docs/store.md")]
+    pub mod store {}
+    #[doc = include_str!("../docs/decisions/0001-raft-log.md")]
+    pub mod decision_0001_raft_log {}
+}
