@@ -24,8 +24,6 @@ pub mod docs {
     pub mod architecture {}
     #[doc = include_str!("../docs/dataplane.md")]
     pub mod dataplane {}
-    #[doc = include_str!("../docs/store.md")]
-    pub mod store {}
     #[doc = include_str!("../docs/decisions/0001-raft-log.md")]
     pub mod decision_0001_raft_log {}
 }
