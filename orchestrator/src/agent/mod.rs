@@ -88,6 +88,7 @@ impl Agent {
     /// Runs until `session` is closed or the task is dropped. Containers do not notice either.
     pub async fn run(self, mut session: Session) {
         let mut assignment = self.recall();
+        let mut kept = true;
         let mut chains = JoinSet::new();
         let mut containers = self.drivers.runtime.changes();
         let mut links = self.drivers.network.changes();
@@ -97,7 +98,12 @@ impl Agent {
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if let Some(new) = session.assignments.borrow_and_update().clone() {
-                self.accept(&mut assignment, new);
+                self.accept(&mut assignment, new, &mut kept);
+            }
+            if let Some(current) = &assignment
+                && !kept
+            {
+                kept = self.keep(current);
             }
             let mut look_again_in = RESYNC;
             if let Some(current) = &assignment {
@@ -163,17 +169,26 @@ impl Agent {
         }
     }
 
-    /// Takes an assignment if it is not older than the one in force.
-    fn accept(&self, current: &mut Option<Arc<Assignment>>, new: Arc<Assignment>) {
+    /// Takes an assignment if it is not older than the one in force, and notes whether the ledger has it.
+    fn accept(&self, current: &mut Option<Arc<Assignment>>, new: Arc<Assignment>, kept: &mut bool) {
         if current.as_ref().is_some_and(|old| !new.supersedes(old)) {
             return;
         }
         let same = current.as_ref().is_some_and(|old| old.says_the_same(&new));
-        if !same && let Err(error) = self.ledger.save(&new) {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::error!(error, "the assignment is carried out but would be lost by a power cut");
-        }
+        *kept = *kept && same;
         *current = Some(new);
+    }
+
+    /// Whether the ledger has the assignment; writes it if need be.
+    fn keep(&self, assignment: &Assignment) -> bool {
+        match self.ledger.save(assignment) {
+            Ok(()) => true,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "the assignment is carried out but would be lost by a power cut");
+                false
+            }
+        }
     }
 
     /// One look and what follows from it. Returns the report and the time until the next look.

@@ -25,7 +25,7 @@ pub const DOWN_AFTER: Millis = Millis(5_000);
 const GATHER: Duration = Duration::from_millis(20);
 
 /// Pause after a proposal that failed; the next one may find the cause gone.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Millis = Millis(500);
 
 /// What the leader knows beyond the log, for the API.
 #[derive(Clone, Debug, Default)]
@@ -77,18 +77,19 @@ async fn lead(
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
         let entry = plan.entry.clone().or_else(|| description_changed(&state, &live, now));
+        let mut retry_at = None;
         if let Some(entry) = entry {
             match store.propose(entry).await {
                 Ok(Applied::Done { .. } | Applied::Conflict { .. }) => continue,
                 Err(error) => {
                     tracing::warn!(%error, "a plan could not be committed");
-                    tokio::time::sleep(RETRY).await;
+                    retry_at = Some(now + RETRY);
                 }
             }
         }
         sessions.assign(|node| state.nodes.contains_key(&node).then(|| assign(&state, &live, node, term)));
 
-        let due = [plan.wake_at, nodes.next_down(now)].into_iter().flatten().min();
+        let due = [plan.wake_at, nodes.next_down(now), retry_at].into_iter().flatten().min();
         let sleep = Duration::from_millis(due.map_or(u64::MAX >> 12, |due| due.since(now).0.max(1)));
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
@@ -158,12 +159,6 @@ impl Roster {
                 self.nodes.insert(report.node, Heard { last: now, since, ready: true, report: *report });
                 self.edition += u64::from(changed);
                 changed
-            }
-            Message::Gone(node) => {
-                if let Some(heard) = self.nodes.get_mut(&node) {
-                    heard.last = UnixMillis(now.0.saturating_sub(DOWN_AFTER.0));
-                }
-                true
             }
         }
     }

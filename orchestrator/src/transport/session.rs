@@ -17,8 +17,6 @@ pub enum Message {
     Heartbeat(NodeId),
     /// Everything about it.
     Report(Box<Report>),
-    /// Its session has ended.
-    Gone(NodeId),
 }
 
 /// Messages that wait for the leader. A report replaces the one before, so a slow leader loses nothing by a full queue:
