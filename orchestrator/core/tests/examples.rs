@@ -651,8 +651,8 @@ fn no_suitable_node_is_explained() {
         + web.1/a: v1, waits
         + web.2/a: v1, waits
         ~ web: ports 8080:80
-        ? web.1/a: no suitable node (insufficient resources on 2 nodes; unsupported platform on 1 node; scheduling constraints not satisfied on 1 node; port 8080/tcp is held by apache2 on 1 node; 1 node not available for new tasks)
-        ? web.2/a: no suitable node (insufficient resources on 2 nodes; unsupported platform on 1 node; scheduling constraints not satisfied on 1 node; port 8080/tcp is held by apache2 on 1 node; 1 node not available for new tasks)
+        ? web.1/a: no suitable node (insufficient resources on 2 nodes; unsupported platform on 1 node; scheduling constraints not satisfied on 1 node; port 8080/tcp is held by apache2 on 1 node: stop it or publish another port; 1 node not available for new tasks)
+        ? web.2/a: no suitable node (insufficient resources on 2 nodes; unsupported platform on 1 node; scheduling constraints not satisfied on 1 node; port 8080/tcp is held by apache2 on 1 node: stop it or publish another port; 1 node not available for new tasks)
         ",
     );
 }

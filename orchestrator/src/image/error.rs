@@ -123,7 +123,7 @@ pub enum Error {
         source: Box<UnpackError>,
     },
     /// The file system of the image store is full.
-    #[error("no space left for images in {path}: `edgectl image prune --all` removes unused ones")]
+    #[error("no space left in {path}: make room, for example by `edgectl image prune --all`")]
     NoSpace {
         /// The store's directory.
         path: String,

@@ -118,7 +118,10 @@ impl NodeRefusal {
             Self::HostPort { .. } => format!("host-mode port already in use on {nodes} node{s}"),
             Self::HeldPort { protocol, port, holder } => {
                 let holder = if holder.is_empty() { "a process of the host" } else { holder.as_str() };
-                format!("port {port}/{} is held by {holder} on {nodes} node{s}", protocol.as_str())
+                let protocol = protocol.as_str();
+                format!(
+                    "port {port}/{protocol} is held by {holder} on {nodes} node{s}: stop it or publish another port"
+                )
             }
             Self::NoAddress => format!("no free address on {nodes} node{s}"),
         }
