@@ -65,6 +65,32 @@ fn requests_spread_over_all_replicas_and_each_sees_the_client() -> Result<()> {
 }
 
 #[test]
+fn datagrams_reach_the_replicas_and_each_sees_the_client() -> Result<()> {
+    skip_without_lab!();
+    let lab = one_node()?;
+    lab.load("n1", "whoami")?;
+    create(&lab, "whoami", &["--replicas", "2", "-p", "8053:80/udp", "whoami"])?;
+    // The first four lines of what comes back on bash's own UDP connection; a datagram may be lost, so ask again.
+    let ask = |address: &str| {
+        let script = format!(
+            "exec 3<>/dev/udp/{address}/8053; echo who >&3; for i in 1 2 3 4; do IFS= read -r -t 2 -u 3 l || exit 1; echo \"$l\"; done"
+        );
+        wait_for("an answer to a datagram", SOON, || lab.ok("client", &["bash", "-c", &script]))
+    };
+    let mut answers = BTreeSet::new();
+    for _ in 0..40 {
+        let answer = ask("10.99.0.1")?;
+        let client = field(&answer, "client")?;
+        ensure!(client.starts_with(&format!("{CLIENT} ")), "a replica saw {client}, not {CLIENT}");
+        answers.insert(field(&answer, "hostname")?.to_owned());
+    }
+    ensure!(answers.len() == 2, "40 datagrams met {answers:?}");
+    let answer = ask("fd99::1")?;
+    ensure!(field(&answer, "client")?.starts_with("fd99::fe "), "the client's IPv6 address is not kept: {answer}");
+    lab.down()
+}
+
+#[test]
 fn nginx_redis_and_postgres_from_debian_packages_serve() -> Result<()> {
     skip_without_lab!();
     let lab = one_node()?;

@@ -1,13 +1,14 @@
 //! `whoami`: a tiny HTTP server that says who answers and which client it saw.
 //!
-//! Comes in: HTTP/1 requests on a port (first argument, default 80), any method and path. Goes out: four lines of text.
+//! Comes in: HTTP/1 requests on a port (first argument, default 80), any method and path, and datagrams on the same UDP
+//! port. Goes out: four lines of text.
 //! What it knows of its task and node comes from the environment, `EDGE_TASK` and `EDGE_NODE`. Started as the first
 //! process of a container by the demo, by tests and by whoever wants to see a cluster answer.
 
 use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv6Addr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket},
     process::ExitCode,
     thread,
     time::Duration,
@@ -20,11 +21,7 @@ const MAX_HEAD: u64 = 64 * 1024;
 
 fn main() -> ExitCode {
     end_when_told();
-    let port = match env::args()
-        .nth(1)
-        .map(|port| port.parse::<u16>())
-        .transpose()
-    {
+    let port = match env::args().nth(1).map(|port| port.parse::<u16>()).transpose() {
         Ok(port) => port.unwrap_or(80),
         Err(error) => {
             eprintln!("whoami: the port: {error}");
@@ -32,8 +29,7 @@ fn main() -> ExitCode {
         }
     };
     // The unspecified IPv6 address takes IPv4 as well (ipv6(7), IPV6_V6ONLY off), if there is IPv6 at all.
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-        .or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => {
@@ -41,6 +37,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| UdpSocket::bind(("0.0.0.0", port)));
+    match socket {
+        Ok(socket) => drop(thread::spawn(move || answer_datagrams(&socket))),
+        Err(error) => {
+            eprintln!("whoami: listen on UDP port {port}: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
     println!("whoami: listening on port {port}");
     for stream in listener.incoming() {
         match stream {
@@ -68,6 +72,22 @@ fn end_when_told() {
     }
 }
 
+/// Answers each datagram with one.
+fn answer_datagrams(socket: &UdpSocket) {
+    let mut question = [0; 2048];
+    loop {
+        match socket.recv_from(&mut question) {
+            Ok((_, client)) => {
+                if let Err(error) = socket.send_to(body(client.ip(), client.port()).as_bytes(), client) {
+                    eprintln!("whoami: answer {client}: {error}");
+                }
+            }
+            // The kernel tells of an earlier answer that found nobody (udp(7)).
+            Err(error) => eprintln!("whoami: receive: {error}"),
+        }
+    }
+}
+
 /// Answers requests on one connection until the client closes it or asks for that.
 fn answer(stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -85,11 +105,7 @@ fn answer(stream: TcpStream) -> io::Result<()> {
             body.len()
         );
         writer.write_all(answer.as_bytes())?;
-        println!(
-            "{} {}",
-            client.ip().to_canonical(),
-            head.lines().next().unwrap_or_default()
-        );
+        println!("{} {}", client.ip().to_canonical(), head.lines().next().unwrap_or_default());
         if close {
             break;
         }
@@ -115,17 +131,10 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
 /// Whether the connection ends with this answer: HTTP/1.0 does unless asked otherwise, and a body is not read here.
 fn closes(head: &str) -> bool {
     let head = head.to_ascii_lowercase();
-    let header = |name: &str| {
-        head.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(str::trim)
-    };
-    let old = head
-        .lines()
-        .next()
-        .is_some_and(|line| line.ends_with("http/1.0"));
-    let has_body = header("content-length:").is_some_and(|length| length != "0")
-        || header("transfer-encoding:").is_some();
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let old = head.lines().next().is_some_and(|line| line.ends_with("http/1.0"));
+    let has_body =
+        header("content-length:").is_some_and(|length| length != "0") || header("transfer-encoding:").is_some();
     has_body || header("connection:").map_or(old, |value| value == "close")
 }
 
@@ -148,14 +157,8 @@ mod tests {
     #[test]
     fn a_head_ends_at_its_empty_line_and_the_next_one_stays() {
         let mut input = "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\n\r\n".as_bytes();
-        assert_eq!(
-            read_head(&mut input).unwrap().unwrap(),
-            "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-        );
-        assert_eq!(
-            read_head(&mut input).unwrap().unwrap(),
-            "GET /b HTTP/1.1\r\n\r\n"
-        );
+        assert_eq!(read_head(&mut input).unwrap().unwrap(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(read_head(&mut input).unwrap().unwrap(), "GET /b HTTP/1.1\r\n\r\n");
         assert_eq!(read_head(&mut input).unwrap(), None);
     }
 
