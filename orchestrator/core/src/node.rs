@@ -84,6 +84,8 @@ pub struct Container {
 /// How far a container's process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Half made, and nobody goes on with it.
+    Creating,
     /// Made, not started.
     Created,
     /// Runs.
@@ -187,6 +189,13 @@ pub fn reconcile(assignment: &Assignment, observed: &Observed, now: UnixMillis) 
         }
         let assigned = assignment.tasks.get(&id);
         let ops = match assigned {
+            Some(task) if task.desired == Desired::Run && is_unhealthy(seen) => {
+                if is_serving(assignment, id, &observed.serving) {
+                    Vec::new()
+                } else {
+                    retire(assigned, seen, Keep::End, now, &mut work.wake_at)
+                }
+            }
             Some(task) if task.desired == Desired::Run => advance(task, seen, &observed.images),
             _ if is_serving(assignment, id, &observed.serving) => Vec::new(),
             _ => {
@@ -222,7 +231,10 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
             }
         }
         Some(Phase::Created) => ops.push(Op::Start),
-        None => {
+        unmade @ (None | Some(Phase::Creating)) => {
+            if unmade.is_some() {
+                ops.push(Op::Delete);
+            }
             let image = &task.spec.container.image;
             if !images.contains(image) {
                 ops.push(Op::Fetch(image.clone()));
@@ -237,6 +249,11 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
         }
     }
     ops
+}
+
+/// Whether a task runs and its health check has failed too often: it is ended as if told to, and its end is a failure.
+fn is_unhealthy(seen: &TaskObserved) -> bool {
+    matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, health: Some(Health::Unhealthy(_)) }))
 }
 
 /// What stays of a task that is not wanted any more.
@@ -263,7 +280,8 @@ fn retire(
     if running {
         return match seen.stopping {
             None => alloc::vec![Op::Stop],
-            Some(Stopping { since, killed: false }) if since + grace <= now => alloc::vec![Op::Kill],
+            // A clock that was set back does not lengthen the grace.
+            Some(Stopping { since, killed: false }) if since + grace <= now || since > now => alloc::vec![Op::Kill],
             Some(Stopping { since, killed }) => {
                 if !killed {
                     let due = since + grace;
@@ -393,17 +411,22 @@ fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> Tas
         };
     };
     match (&container.phase, &container.health) {
+        (Phase::Creating, _) => of(TaskState::Preparing, begun, &seen.activity, None, None),
         (Phase::Created, _) => of(TaskState::Ready, begun, "", None, None),
         (Phase::Running { pid, since }, Some(Health::Starting)) => {
             of(TaskState::Starting, *since, "waiting for the first successful health check", Some(*pid), None)
         }
         (Phase::Running { pid, .. }, Some(Health::Unhealthy(output))) if !told_to_end => {
-            let message = format!("unhealthy container: {}", output.trim());
-            of(TaskState::Failed, now, &message, Some(*pid), None)
+            let message = format!("unhealthy container: {}; it is being ended", output.trim());
+            of(TaskState::Starting, begun, &message, Some(*pid), None)
         }
         (Phase::Running { pid, since }, _) => of(TaskState::Running, *since, "", Some(*pid), None),
         (Phase::Broken { why }, _) => of(TaskState::Failed, now, why, None, None),
         (Phase::Exited { code, at, .. }, _) if told_to_end => of(TaskState::Shutdown, *at, "", None, Some(*code)),
+        (Phase::Exited { code, at, .. }, Some(Health::Unhealthy(output))) => {
+            let message = format!("unhealthy container: {}", output.trim());
+            of(TaskState::Failed, *at, &message, None, Some(*code))
+        }
         (Phase::Exited { code: 0, at, .. }, _) => of(TaskState::Complete, *at, "", None, Some(0)),
         (Phase::Exited { code, at, oom }, _) => {
             let message = if *oom {

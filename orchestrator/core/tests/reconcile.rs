@@ -174,6 +174,23 @@ fn only_healthy_tasks_get_traffic_and_names() {
 }
 
 #[test]
+fn an_unhealthy_task_is_ended_with_its_own_grace_before_its_failure_is_told() {
+    let run = assigned(Desired::Run);
+    let unhealthy = || in_phase(Phase::Running { pid: 42, since: NOW }, Some(Health::Unhealthy("no".into())));
+    assert_eq!(steps(&run, &Observed { serving: [5].into(), ..observed(unhealthy()) }), []);
+    assert_eq!(steps(&run, &observed(unhealthy())), [Op::Stop]);
+    let stopping = Some(Stopping { since: UnixMillis(NOW.0 - 10_000), killed: false });
+    assert_eq!(steps(&run, &observed(TaskObserved { stopping, ..unhealthy() })), [Op::Kill]);
+}
+
+#[test]
+fn a_container_that_nobody_goes_on_making_is_made_anew() {
+    let half = TaskObserved { busy: false, ..in_phase(Phase::Creating, None) };
+    let with_image = Observed { images: [image()].into(), ..observed(half) };
+    assert_eq!(steps(&assigned(Desired::Run), &with_image), [Op::Delete, Op::Create, Op::Start]);
+}
+
+#[test]
 fn a_task_told_to_end_drains() {
     let table = forwarding(&assigned(Desired::Shutdown), &observed(running()));
     assert_eq!(table.backends[&5].state, BackendState::Draining);
@@ -204,6 +221,12 @@ fn reports_say_how_far_a_task_is_and_why_it_ended() {
         (
             Desired::Run,
             in_phase(phase(), Some(Health::Unhealthy("refused\n".into()))),
+            TaskState::Starting,
+            "unhealthy container: refused; it is being ended",
+        ),
+        (
+            Desired::Run,
+            in_phase(Phase::Exited { code: 0, oom: false, at: NOW }, Some(Health::Unhealthy("refused\n".into()))),
             TaskState::Failed,
             "unhealthy container: refused",
         ),

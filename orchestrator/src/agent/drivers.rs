@@ -17,6 +17,7 @@ use orchestrator_core::{forwarding::Table, node::Attached};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -52,6 +53,13 @@ impl Drivers {
     /// The first driver that cannot work on this machine, with the remedy.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let (state_dir, run_dir) = (config.state_dir.clone(), config.run_dir.clone());
+        // Root file systems hold set-user-id programs and volumes hold data: others reach them in containers only.
+        for dir in [run_dir.join("rootfs"), state_dir.join("volumes")] {
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::create_dir_all(&dir)
+                .and_then(|()| std::fs::set_permissions(&dir, private))
+                .with_context(|| format!("making {}", dir.display()))?;
+        }
         let network = Network::open(NetworkConfig {
             node_key: config.node_key.clone(),
             bridge: config.network.bridge.clone(),
@@ -130,7 +138,7 @@ impl Drivers {
 
     /// Mends the node's base (bridge, addresses, masquerade, uplinks) and takes remains of interfaces away. Only reads when
     /// nothing is amiss.
-    pub(super) async fn mend(&self, strays: &[String]) -> anyhow::Result<()> {
+    pub(super) async fn mend(&self, strays: &[String], links: Vec<u32>) -> anyhow::Result<()> {
         self.network.ensure_base().await.context("mending the node's network")?;
         for stray in strays {
             self.network.detach(stray).await.context("removing a stray interface")?;
@@ -139,6 +147,10 @@ impl Drivers {
         tokio::task::spawn_blocking(move || {
             let mut dataplane = locked(&dataplane);
             dataplane.refresh()?;
+            for link in links {
+                // Its program may be missing if the daemon died between the two steps of attaching.
+                dataplane.attach_container(link)?;
+            }
             dataplane.sweep()
         })
         .await?
@@ -193,6 +205,7 @@ impl Drivers {
             Ok(attached) => attached,
             Err(error) => {
                 tracing::warn!(task, %error, "the network interface is tried once more");
+                self.network.ensure_base().await?;
                 self.network.attach(&attachment).await?
             }
         };

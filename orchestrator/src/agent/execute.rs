@@ -20,10 +20,14 @@ use std::{
     fmt::Write,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// The host's resolver configuration (resolv.conf(5)).
 pub(super) const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Time between two tries of a repair.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 
 /// The steps of one task, under way.
 pub(super) struct Chain {
@@ -41,13 +45,17 @@ impl Chain {
     /// Carries out `ops`. A failure on the way up ends the task; on the way down, the next step is tried all the same and
     /// what is left is tried again at the next look.
     pub(super) async fn run(self, ops: Vec<Op>) {
+        // A running task that only lost its interface is never ended for it: the next look tries again.
+        let repairs = matches!(ops.as_slice(), [Op::Attach(_)]);
         let mut failure = None;
         for op in ops {
             let down = matches!(op, Op::Stop | Op::Kill | Op::Delete | Op::Unmount | Op::Detach | Op::Forget);
             if let Err(error) = self.carry_out(&op).await {
                 let message = format!("{error:#}");
                 tracing::warn!(task = %self.task, step = ?op, error = message, "a step failed");
-                if !down {
+                if repairs {
+                    tokio::time::sleep(REPAIR_PAUSE).await;
+                } else if !down {
                     failure = Some(message);
                     break;
                 }
@@ -86,8 +94,8 @@ impl Chain {
                 drivers.runtime.stop(*task).await?;
             }
             Op::Kill => {
-                memory.stopping(*task, true);
                 drivers.runtime.signal(*task, Signal::KILL).await?;
+                memory.stopping(*task, true);
             }
             Op::Delete => drivers.runtime.delete(*task).await?,
             Op::Unmount => drivers.unmount(&key).await?,

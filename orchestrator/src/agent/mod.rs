@@ -97,6 +97,10 @@ impl Agent {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if session.assignments.has_changed().unwrap_or(false) {
+                // A new leader knows nothing of this node: tell it all.
+                last_report = None;
+            }
             if let Some(new) = session.assignments.borrow_and_update().clone() {
                 self.accept(&mut assignment, new, &mut kept);
             }
@@ -204,7 +208,8 @@ impl Agent {
         self.memory.abort_fetches(|task| assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run));
         self.memory.add_to(&mut look.observed, &assigned, &busy_before);
 
-        if mend && let Err(error) = self.drivers.mend(&look.strays).await {
+        let links = look.observed.tasks.values().filter_map(|seen| Some(seen.attached.as_ref()?.ifindex)).collect();
+        if mend && let Err(error) = self.drivers.mend(&look.strays, links).await {
             tracing::warn!(error = format!("{error:#}"), "the node could not be mended");
         }
         let now = clock::now();

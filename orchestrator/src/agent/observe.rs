@@ -125,7 +125,8 @@ fn held(wanted: &BTreeSet<(Protocol, u16)>, own: &[IpAddr]) -> anyhow::Result<Ve
 /// The runtime's words in those of the decision.
 fn container(status: ContainerStatus) -> Container {
     let phase = match status.state {
-        ContainerState::Creating | ContainerState::Created { .. } => Phase::Created,
+        ContainerState::Creating => Phase::Creating,
+        ContainerState::Created { .. } => Phase::Created,
         ContainerState::Running { pid, started_at } => Phase::Running { pid, since: started_at },
         ContainerState::Exited { code, oom, finished_at, .. } => Phase::Exited { code, oom, at: finished_at },
         ContainerState::Broken { why, .. } => Phase::Broken { why },

@@ -11,12 +11,15 @@ use std::{
         unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink},
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// The volumes below a state directory.
 #[derive(Clone, Debug)]
 pub struct Volumes {
     dir: PathBuf,
+    /// Held while a volume is made: tasks that share one come up side by side.
+    making: Arc<Mutex<()>>,
 }
 
 /// Something with a volume failed.
@@ -33,22 +36,23 @@ impl Volumes {
     /// The volumes below `state_dir`.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
-        Self { dir: state_dir.join("volumes") }
+        Self { dir: state_dir.join("volumes"), making: Arc::default() }
     }
 
-    /// What to mount for `mount` of `task`, if it is a volume: the volume's directory, or the subpath in it. A new volume
+    /// The directory of the volume behind `mount` of `task`, if it is one; the subpath is the runtime's to find. A new volume
     /// gets a copy of what lies at the mount's target below `rootfs`.
     ///
     /// # Errors
-    /// The directory cannot be made or filled; a subpath that does not exist or leads out of the volume.
+    /// The directory cannot be made or filled.
     pub fn resolve(&self, task: TaskId, mount: &Mount, rootfs: &Path) -> Result<Option<PathBuf>, VolumeError> {
-        let MountSource::Volume { name, no_copy, subpath, .. } = &mount.source else { return Ok(None) };
+        let MountSource::Volume { name, no_copy, .. } = &mount.source else { return Ok(None) };
         let name = name.clone().unwrap_or_else(|| anonymous(task, &mount.target));
         let fail = |action| {
             let name = name.clone();
             move |source| VolumeError { action, name, source }
         };
         let data = self.dir.join(&name).join("_data");
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if !data.exists() {
             // Filled beside its place and moved there when whole, so that a crash leaves no half of it.
             let filling = self.dir.join(&name).join("_filling");
@@ -59,10 +63,7 @@ impl Volumes {
             }
             fs::rename(&filling, &data).map_err(fail("making"))?;
         }
-        let Some(subpath) = subpath else { return Ok(Some(data)) };
-        let inside = open_below(&data, subpath).map_err(fail("finding the subpath in"))?;
-        let path = fs::read_link(format!("/proc/self/fd/{}", inside.as_raw_fd()));
-        path.map(Some).map_err(fail("finding the subpath in"))
+        Ok(Some(data))
     }
 
     /// Removes the volumes without a name of `task`.
@@ -198,13 +199,22 @@ mod tests {
     }
 
     #[test]
-    fn a_subpath_must_exist_below_the_volume() {
+    fn tasks_that_come_up_side_by_side_share_one_whole_volume() {
         let (state, rootfs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mount = volume(Some("db"), "/data", Some("../../.."));
-        let resolved = Volumes::new(state.path()).resolve(TaskId(1), &mount, rootfs.path());
-        assert!(resolved.is_ok_and(|path| path.is_some_and(|path| path.starts_with(state.path()))));
-        let mount = volume(Some("db"), "/data", Some("none"));
-        assert!(Volumes::new(state.path()).resolve(TaskId(1), &mount, rootfs.path()).is_err());
+        fs::create_dir_all(rootfs.path().join("data")).unwrap();
+        for number in 0..200 {
+            fs::write(rootfs.path().join(format!("data/{number}")), "x").unwrap();
+        }
+        let volumes = Volumes::new(state.path());
+        std::thread::scope(|scope| {
+            for task in 0..8 {
+                let (volumes, rootfs) = (&volumes, rootfs.path());
+                scope.spawn(move || {
+                    let path = volumes.resolve(TaskId(task), &volume(Some("db"), "/data", None), rootfs);
+                    assert_eq!(fs::read_dir(path.unwrap().unwrap()).unwrap().count(), 200);
+                });
+            }
+        });
     }
 
     #[test]

@@ -43,6 +43,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Time that blocking work has to end.
+const LAST_WORK: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// glibc gives each thread an arena of its own and returns little of it: with threads for blocking work that come and go,
 /// the daemon's memory tripled within a hundred containers (mallopt(3), `M_ARENA_MAX`).
 fn keep_memory_small() {
@@ -58,8 +61,11 @@ fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
     // Two workers are enough for a board; blocking work goes to its own threads.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    match args.command {
+    let ended = match args.command {
         None => runtime.block_on(daemon::run(config)),
         Some(Command::Reset { purge }) => runtime.block_on(daemon::reset(config, purge)),
-    }
+    };
+    // Something that blocks for ever, on a dead file system for example, does not keep the daemon from ending.
+    runtime.shutdown_timeout(LAST_WORK);
+    ended
 }

@@ -95,11 +95,13 @@ impl Daemon {
             let what = what.to_owned();
             move |cause: anyhow::Error| Failure::Internal { what, cause: cause.into() }
         };
-        let identity = Identity::first();
+        let kept =
+            Identity::load(&self.config.state_dir).map_err(|e| internal("reading the node's identity")(e.into()))?;
+        let identity = kept.unwrap_or_else(Identity::first);
         identity.save(&self.config.state_dir).map_err(|e| internal("keeping the node's identity")(e.into()))?;
         let member = self.open_member(identity).await.map_err(internal("opening the store"))?;
         self.found(&member, request).await.map_err(internal("initialising the cluster"))?;
-        self.take_up(member);
+        self.take_up(member).map_err(internal("taking up the membership"))?;
         Ok(identity.node)
     }
 

@@ -185,7 +185,7 @@ impl Daemon {
                 let _one_at_a_time = self.joining.lock().await;
                 let member = self.open_member(identity).await?;
                 self.found(&member, InitRequest::default()).await?;
-                self.take_up(member);
+                self.take_up(member)?;
             }
             None if self.config.init => {
                 self.initialize(InitRequest::default()).await?;
@@ -230,15 +230,9 @@ impl Daemon {
     }
 
     /// Starts leader and agent of a member.
-    fn take_up(&self, member: Member) {
+    fn take_up(&self, member: Member) -> anyhow::Result<()> {
         let (sessions, inbox) = Sessions::new();
-        let ledger = match Ledger::open(&self.config.state_dir) {
-            Ok(ledger) => ledger,
-            Err(error) => {
-                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the agent cannot start");
-                return;
-            }
-        };
+        let ledger = Ledger::open(&self.config.state_dir)?;
         let session = sessions.open(member.identity.node);
         let agent = Agent::new(
             member.identity.node,
@@ -260,6 +254,7 @@ impl Daemon {
         });
         tracing::info!(cluster = %member.identity.cluster, node = %member.identity.node, "member of a cluster");
         self.member.send_replace(Some(Arc::new(member)));
+        Ok(())
     }
 
     /// Ends what runs here in order; containers go on.

@@ -19,7 +19,8 @@ pub async fn reset(config: Config, purge: bool) -> anyhow::Result<()> {
     if purge {
         dirs.push(&config.state_dir);
     }
-    for dir in dirs {
+    // While something is left, the directories are what tells the next try of it.
+    for dir in dirs.into_iter().filter(|_| failed.is_empty()).collect::<Vec<_>>() {
         match std::fs::remove_dir_all(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 failed.push(anyhow::Error::from(error).context(format!("removing {}", dir.display())));

@@ -116,8 +116,11 @@ impl Store {
             fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         }
         // Layers hold setuid programs of any age; only root may reach them outside a container.
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(&root, private).map_err(Error::io("set permissions of", &root))?;
+        let private: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        for directory in [&root, &containers] {
+            fs::set_permissions(directory, Clone::clone(&private))
+                .map_err(Error::io("set permissions of", directory))?;
+        }
         let path = root.join("lock");
         let lock = File::create(&path).map_err(Error::io("create", &path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)

@@ -93,6 +93,7 @@ impl<R: Read> TarReader<R> {
     /// The next entry, or `None` at the end. Content of the previous entry that was not read is passed over.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
+        let mut extension_bytes = 0u64;
         loop {
             let Some(header) = self.next_header()? else {
                 if extensions.seen {
@@ -101,6 +102,12 @@ impl<R: Read> TarReader<R> {
                 return Ok(None);
             };
             let size = header.entry_size().map_err(|_| malformed("unreadable size"))?;
+            if matches!(header.entry_type(), EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink) {
+                extension_bytes = extension_bytes.saturating_add(size);
+                if extension_bytes > EXTENSION_MAX {
+                    return Err(malformed("extension records of more than 1 MiB for one entry"));
+                }
+            }
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.extension(size)?;

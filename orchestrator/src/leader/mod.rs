@@ -15,11 +15,16 @@ use orchestrator_core::{
     plan::{Plan, plan},
     state::{Applied, Entry, State},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, watch};
 
 /// A node that was not heard of for this long is down. Five missed heartbeats: Wi-Fi loses one or two now and then.
 pub const DOWN_AFTER: Millis = Millis(5_000);
+const SILENCE: Duration = Duration::from_millis(DOWN_AFTER.0);
 
 /// Reports that come within this time are planned together, so that the ends of many tasks cost one commit.
 const GATHER: Duration = Duration::from_millis(20);
@@ -71,6 +76,10 @@ async fn lead(
     let mut states = store.watch();
     sessions.greet_all();
     loop {
+        // What waited while a plan was committed comes first: nobody is down for the slowness of this disk.
+        while let Ok(message) = inbox.try_recv() {
+            nodes.hear(message);
+        }
         let state = states.borrow_and_update().clone();
         let now = clock::now();
         let live = Arc::new(nodes.live(now));
@@ -131,7 +140,8 @@ struct Roster {
 }
 
 struct Heard {
-    last: UnixMillis,
+    /// Monotonic: a clock that is set by NTP makes nobody silent.
+    last: Instant,
     since: UnixMillis,
     ready: bool,
     report: Report,
@@ -148,7 +158,7 @@ impl Roster {
         match message {
             Message::Heartbeat(node) => {
                 if let Some(heard) = self.nodes.get_mut(&node) {
-                    heard.last = now;
+                    heard.last = Instant::now();
                 }
                 false
             }
@@ -156,7 +166,7 @@ impl Roster {
                 let before = self.nodes.get(&report.node);
                 let changed = before.is_none_or(|heard| heard.report != *report);
                 let since = before.filter(|heard| heard.ready).map_or(now, |heard| heard.since);
-                self.nodes.insert(report.node, Heard { last: now, since, ready: true, report: *report });
+                self.nodes.insert(report.node, Heard { last: Instant::now(), since, ready: true, report: *report });
                 self.edition += u64::from(changed);
                 changed
             }
@@ -165,7 +175,7 @@ impl Roster {
 
     fn live(&mut self, now: UnixMillis) -> Live {
         for heard in self.nodes.values_mut() {
-            let ready = now.since(heard.last) < DOWN_AFTER;
+            let ready = heard.last.elapsed() < SILENCE;
             if heard.ready != ready {
                 (heard.ready, heard.since) = (ready, now);
                 self.edition += 1;
@@ -179,7 +189,9 @@ impl Roster {
 
     /// When the next node is down if nothing is heard of it.
     fn next_down(&self, now: UnixMillis) -> Option<UnixMillis> {
-        let ready = self.nodes.values().filter(|heard| heard.ready).map(|heard| heard.last + DOWN_AFTER);
+        let left = |heard: &Heard| SILENCE.saturating_sub(heard.last.elapsed()).as_millis();
+        let ready = self.nodes.values().filter(|heard| heard.ready);
+        let ready = ready.map(|heard| now + Millis(u64::try_from(left(heard)).unwrap_or(u64::MAX)));
         let grace = self.elected_at + DOWN_AFTER;
         ready.chain((grace > now).then_some(grace)).min()
     }

@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 
 /// Entries that wait for a slow reader. One is at most what the shim reads at once, so 256 KiB.
 const CHANNEL_ENTRIES: usize = 64;
+/// Reading and cutting lines needs little.
+const READER_STACK: usize = 256 << 10;
 /// How long a follower sleeps at most before it looks whether its reader or the container is gone.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -91,12 +93,15 @@ impl Runtime {
             return Err(RuntimeError::NotFound(task.to_string()));
         }
         let (sender, entries) = mpsc::channel(CHANNEL_ENTRIES);
-        tokio::task::spawn_blocking(move || {
+        // A follower lives as long as its client: on a thread of its own it keeps nobody from blocking work.
+        let reader = std::thread::Builder::new().name("logs".into()).stack_size(READER_STACK);
+        let read = move || {
             let reader = Reader { dir: places.logs(), run: places.run, query, sender };
             if let Err(error) = reader.run() {
                 let _ = reader.sender.blocking_send(Err(error));
             }
-        });
+        };
+        reader.spawn(read).at("start a thread to read", "the log")?;
         Ok(Logs { entries })
     }
 }
@@ -149,7 +154,7 @@ impl Reader {
             last.push_back(line);
             // The last line may be unfinished; it counts as one.
             let open = usize::from(last.back().is_some_and(|l| !l.bytes.ends_with(b"\n")));
-            while lines + open > limit {
+            while lines + open > limit && !last.is_empty() {
                 lines -= usize::from(last.pop_front().is_none_or(|l| l.bytes.ends_with(b"\n")));
             }
         }

@@ -42,12 +42,18 @@ use files::{Exit, ShimConfig, Started};
 use orchestrator_core::model::{Signal, TaskId, UnixMillis};
 use prepare::Places;
 use process_ref::ProcessRef;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
@@ -91,6 +97,8 @@ impl Runtime {
             // The shims do not run in the folder that this process runs in.
             *dir = std::path::absolute(&*dir).at("find", &*dir)?;
             fs::create_dir_all(&*dir).at("create", &*dir)?;
+            // Environments hold secrets.
+            fs::set_permissions(&*dir, fs::Permissions::from_mode(0o700)).at("protect", &*dir)?;
         }
         let hierarchies = Hierarchies::detect()?;
         let inner = Inner {
@@ -474,6 +482,8 @@ fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     connect(&socket, &SocketAddrUnix::new(short)?)?;
+    // A shim that hangs, on a dead file system for example, does not hang who asks it.
+    set_socket_timeout(&socket, Timeout::Recv, Some(CREATE_DEADLINE))?;
     Ok(socket)
 }
 

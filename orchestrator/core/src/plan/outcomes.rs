@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     model::{
-        Availability, Desired, End, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState, UnixMillis,
+        Availability, Desired, End, HeldPort, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState,
+        UnixMillis,
     },
     state::Stored,
 };
@@ -103,6 +104,19 @@ fn lost(work: &mut Work<'_>, slot: Slot, id: TaskId) -> bool {
             let placement = work.state.task_spec(&task).map(|spec| &spec.placement);
             node.availability == Availability::Drain
                 || placement.is_some_and(|placement| broken_constraint(placement, node).is_some())
+                || meets_held_port(work, &task, placed.node)
         }),
     }
+}
+
+/// Whether a task that does not run yet was placed where a process of the host holds a port of its service, which its node
+/// told too late. One that runs stays: its port was free when it came.
+fn meets_held_port(work: &Work<'_>, task: &Task, node: NodeId) -> bool {
+    let Some(report) = work.live.nodes.get(&node).map(|known| &known.report) else { return false };
+    let Some(service) = work.state.services.get(&task.service) else { return false };
+    let coming_up = report.tasks.get(&task.id).is_some_and(|told| told.state < TaskState::Running);
+    let published = |held: &HeldPort| {
+        service.ports.iter().any(|port| (port.protocol, port.published) == (held.protocol, held.port))
+    };
+    coming_up && report.held_ports.iter().any(published)
 }

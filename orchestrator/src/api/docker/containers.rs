@@ -135,7 +135,8 @@ fn networks(container: &Container) -> Value {
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let filters =
         params.filters(&["id", "name", "label", "status", "ancestor", "health", "exited", "is-task", "service"])?;
-    let all = params.flag("all") || !filters.get("status").is_empty() || !filters.get("exited").is_empty();
+    let limited = params.number::<i64>("limit")?.is_some_and(|n| n > 0);
+    let all = limited || params.flag("all") || !filters.get("status").is_empty() || !filters.get("exited").is_empty();
     let limit: usize =
         params.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(usize::MAX);
     let mut containers = app.node.containers().await?;

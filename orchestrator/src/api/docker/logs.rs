@@ -228,6 +228,9 @@ async fn follow(app: App, service: ServiceId, wanted: Wanted, sender: Sender) {
             }
         }
         let gone = !app.cluster.state().services.contains_key(&service);
+        if gone && pumps.is_empty() {
+            return;
+        }
         tokio::select! {
             Some(_) = pumps.join_next(), if !pumps.is_empty() => if gone && pumps.is_empty() { return },
             changed = changes.changed(), if !gone => if changed.is_err() { return },
