@@ -282,6 +282,9 @@ impl Store {
         if bytes > LARGE_ENTRY_BYTES && self.room() < 2 * bytes as u64 {
             return Err(ProposeError::ReadOnly { reason: format!("no room for a change of {bytes} bytes").into() });
         }
+        if self.is_shut_down() {
+            return Err(ProposeError::ShutDown);
+        }
         let Some(leadership) = *self.inner.leadership.borrow() else {
             return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
         };
@@ -332,6 +335,9 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(&self) -> Result<Arc<State>, ReadError> {
+        if self.is_shut_down() {
+            return Err(ReadError::ShutDown);
+        }
         let not_leader = || ReadError::NotLeader { leader: self.inner.leader.borrow().clone() };
         let Some(leadership) = *self.inner.leadership.borrow() else { return Err(not_leader()) };
         let confirmed = async {
@@ -411,6 +417,11 @@ impl Store {
         let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
+    }
+
+    /// Has whatever watches raft ended?
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.inner.leadership.has_changed().is_err()
     }
 
     /// Bytes free on the disk.

@@ -132,6 +132,9 @@ impl Store {
 
     /// This member leads, and no change of the membership is half-way.
     async fn may_change(&self) -> Result<Leadership, MembersError> {
+        if self.is_shut_down() {
+            return Err(MembersError::ShutDown);
+        }
         let Some(leadership) = *self.inner.leadership.borrow() else {
             return Err(MembersError::NotLeader { leader: self.leader().borrow().clone() });
         };
