@@ -1,9 +1,10 @@
 //! The daemon's configuration: `edged.toml` and its defaults. The only place that reads configuration files.
 
+use crate::pki::Token;
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -26,8 +27,17 @@ pub struct Config {
     pub node_key: String,
     /// Address that other nodes and clients reach this node by; the default is that of the first uplink.
     pub advertise_addr: Option<IpAddr>,
+    /// Address and port that the control endpoint listens on; the default is port 2377 of all addresses.
+    pub listen_addr: Option<SocketAddr>,
     /// Initialise a cluster of this one node if it belongs to none.
     pub init: bool,
+    /// Join the cluster of this token if it belongs to none; the token says as what.
+    pub join_token: Option<String>,
+    /// Managers that are asked to let it in, as `host`, `host:port`, `[v6]` or `[v6]:port`; without any, or where none answers,
+    /// managers are looked for by multicast DNS.
+    pub join_addresses: Vec<String>,
+    /// Look for managers by multicast DNS (RFC 6762) and, as one, be found.
+    pub discovery: bool,
     /// Interfaces that clients come in by; empty means those with a default route, or else all physical ones.
     pub uplinks: Vec<String>,
     /// Registries (`host:port`) that are spoken to by http.
@@ -104,7 +114,11 @@ impl Default for Config {
             hostname: None,
             node_key: "node".into(),
             advertise_addr: None,
+            listen_addr: None,
             init: false,
+            join_token: None,
+            join_addresses: Vec::new(),
+            discovery: true,
             uplinks: Vec::new(),
             insecure_registries: Vec::new(),
             registries: BTreeMap::new(),
@@ -183,6 +197,17 @@ impl Config {
             if !dir.is_absolute() {
                 return refuse(key, format!("{} is not an absolute path", dir.display()));
             }
+        }
+        if self.init && self.join_token.is_some() {
+            return refuse("join-token", "a node either makes a cluster (init) or joins one".into());
+        }
+        if let Some(token) = &self.join_token
+            && let Err(error) = token.parse::<Token>()
+        {
+            return refuse("join-token", error.to_string());
+        }
+        if self.join_token.is_none() && !self.join_addresses.is_empty() {
+            return refuse("join-addresses", "a token is needed, too: join-token".into());
         }
         for (registry, config) in &self.registries {
             if config.username.is_some() != config.password.is_some() {

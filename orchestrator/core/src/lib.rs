@@ -18,5 +18,6 @@ pub mod intent;
 pub mod model;
 pub mod node;
 pub mod plan;
+pub mod protocol;
 pub mod state;
 pub mod wire;
