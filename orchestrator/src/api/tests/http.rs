@@ -130,7 +130,7 @@ async fn wrong_requests_are_refused_in_words() {
         ("GET", "/networks/x", "", 404, "No such network: x"),
         ("GET", "/volumes/x", "", 404, "No such volume: x"),
         ("POST", "/swarm/join", "{}", 501, "swarm join is not supported yet"),
-        ("POST", "/swarm/init", "{}", 503, "already part of a cluster"),
+        ("POST", "/swarm/init", "{}", 503, "already part of a swarm"),
         ("GET", "/images/none/json", "", 404, "No such image: none"),
         ("POST", "/images/create?fromImage=missing", "", 404, "manifest for missing not found"),
         ("GET", "/exec/exec9x/json", "", 404, "No such exec instance"),
