@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use orchestrator_core::{
-    intent,
+    intent::{self, Refusal},
     model::*,
     plan::{self, Subject},
     state::{Applied, Entry, State, Stored},
@@ -101,7 +101,7 @@ impl Fake {
     /// Another node of the cluster.
     pub(crate) fn joined(&self, role: Role) -> Self {
         let fake = self.neighbour();
-        fake.daemon.enter(role, Availability::Active).unwrap();
+        fake.daemon.enter(role, Availability::Active, Settings::default()).unwrap();
         fake
     }
 
@@ -270,6 +270,7 @@ impl Daemon {
             id: self.id,
             hostname: self.hostname.clone(),
             role,
+            raft_id: None,
             availability,
             labels: BTreeMap::new(),
             description: NodeDescription {
@@ -279,21 +280,24 @@ impl Daemon {
                 version: "0.1.0".into(),
                 labels: BTreeMap::new(),
                 address: self.address.clone(),
+                port: 2377,
             },
             created_at: now(),
         }
     }
 
     /// Becomes a member of the cluster that the nodes share, founding it if there is none.
-    fn enter(&self, role: Role, availability: Availability) -> Result<(), Failure> {
+    fn enter(&self, role: Role, availability: Availability, settings: Settings) -> Result<(), Refusal> {
         let mut inner = self.shared.inner.lock().unwrap();
         let node = self.node(role, availability);
         let description = node.description.clone();
         let entry = if inner.state.cluster.is_none() {
             inner.leader = Some(self.id);
-            intent::init_cluster(&inner.state, ClusterId(7), node, now()).unwrap()
+            let ca = Ca { certificate: vec![0x30, 0x03, 0x02, 0x01, 0x07], key: Secret(Vec::new()) };
+            let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+            intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, settings, now())?
         } else {
-            intent::put_node(&inner.state, node, now()).unwrap().unwrap()
+            intent::join_node(&inner.state, node, role, now())?.unwrap()
         };
         let index = inner.state.revision + 1;
         assert!(matches!(inner.state.apply(index, &entry), Applied::Done { .. }));
@@ -302,6 +306,7 @@ impl Daemon {
             term: 1,
             revision: index,
             description,
+            raft: Some(1),
             tasks: BTreeMap::new(),
             held_ports: Vec::new(),
         };
@@ -392,7 +397,9 @@ impl Cluster for Daemon {
     }
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
         self.check_outside()?;
-        self.enter(Role::Manager, request.availability.unwrap_or(Availability::Active))?;
+        let settings = request.settings.over(Settings::default());
+        self.enter(Role::Manager, request.availability.unwrap_or(Availability::Active), settings)
+            .map_err(|refusal| Failure::Invalid(refusal.to_string()))?;
         Ok(self.id)
     }
     async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
@@ -402,7 +409,8 @@ impl Cluster for Daemon {
             "manager" => Role::Manager,
             _ => return Err(Failure::Denied("the token is refused".into())),
         };
-        self.enter(role, request.availability.unwrap_or(Availability::Active))?;
+        self.enter(role, request.availability.unwrap_or(Availability::Active), Settings::default())
+            .map_err(|refusal| Failure::Denied(refusal.to_string()))?;
         Ok(self.id)
     }
     async fn leave(&self, _force: bool) -> Result<(), Failure> {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use orchestrator_core::{
     model::{
-        Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Signal, TaskId,
+        Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Settings, Signal,
+        TaskId,
     },
     state::{Applied, Entry, State},
 };
@@ -228,6 +229,25 @@ pub struct SettingsWish {
     pub cert_validity: Option<Millis>,
     /// Labels of the cluster.
     pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Signs of life that may be lost before a node is down, when a user sets the time between two: as in the defaults.
+const MISSED_HEARTBEATS: u64 = 5;
+
+impl SettingsWish {
+    /// These settings with the wishes fulfilled; the time after which a node is down goes with the heartbeat.
+    #[must_use]
+    pub fn over(self, settings: Settings) -> Settings {
+        let heartbeat = self.heartbeat.filter(|wanted| *wanted != settings.heartbeat);
+        Settings {
+            task_history: self.task_history.unwrap_or(settings.task_history),
+            heartbeat: heartbeat.unwrap_or(settings.heartbeat),
+            down_after: heartbeat
+                .map_or(settings.down_after, |every| Millis(every.0.saturating_mul(MISSED_HEARTBEATS))),
+            cert_validity: self.cert_validity.unwrap_or(settings.cert_validity),
+            labels: self.labels.unwrap_or(settings.labels),
+        }
+    }
 }
 
 /// Who this node is in the cluster.
