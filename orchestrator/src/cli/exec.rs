@@ -1,6 +1,7 @@
 //! `edgectl exec`: a process in a container, with our terminal or our three streams. Its exit code becomes ours.
 
-use super::{Error, Result, client::Client, logs::take_frame, output::Out};
+use super::{Error, Result, client::Client, output::Out};
+use crate::api::docker::frames;
 use bytes::BytesMut;
 use rustix::termios::{self, OptionalActions, Termios};
 use serde_json::{Value, json};
@@ -124,7 +125,7 @@ async fn attach(
             if exec.tty {
                 out.bytes(&buffer.split())?;
             }
-            while let Some((number, payload)) = take_frame(&mut buffer).filter(|_| !exec.tty) {
+            while let Some((number, payload)) = frames::take(&mut buffer).map_err(Error::new)? {
                 if number == 2 { out.error_bytes(&payload)? } else { out.bytes(&payload)? }
             }
             out.flush()?;

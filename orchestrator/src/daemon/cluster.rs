@@ -2,7 +2,9 @@
 
 use super::{Daemon, Identity, Member};
 use crate::{
-    api::node::{Cluster, Failure, InitRequest, ManagerPeer, Membership, ProposeError, Reasons},
+    api::node::{
+        Cluster, Failure, InitRequest, Io, JoinRequest, Leader, ManagerPeer, Membership, ProposeError, Reasons, Remote,
+    },
     clock, store,
 };
 use async_trait::async_trait;
@@ -60,6 +62,14 @@ impl Cluster for Daemon {
         self.initialize(request).await
     }
 
+    async fn join(&self, _request: JoinRequest) -> Result<NodeId, Failure> {
+        Err(Failure::Unsupported("joining a cluster is not supported yet".into()))
+    }
+
+    async fn leave(&self, _force: bool) -> Result<(), Failure> {
+        Err(Failure::Unsupported("leaving a cluster is not supported yet".into()))
+    }
+
     fn membership(&self) -> Membership {
         let Some(member) = self.member() else { return Membership::default() };
         let Identity { cluster, node, .. } = member.identity;
@@ -77,7 +87,23 @@ impl Cluster for Daemon {
             )]),
             address,
             error: None,
+            joining: false,
         }
+    }
+}
+
+#[async_trait]
+impl Remote for Daemon {
+    fn leader(&self) -> Leader {
+        match self.member() {
+            None => Leader::NotManager,
+            Some(member) if member.store.leadership().borrow().is_some() => Leader::Own,
+            Some(_) => Leader::None("the election is under way".into()),
+        }
+    }
+
+    async fn dial(&self, node: NodeId) -> Result<Box<dyn Io>, Failure> {
+        Err(Failure::NotFound(format!("node {node} is not a member of this cluster")))
     }
 }
 

@@ -101,7 +101,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let socket = &daemon.config.socket;
     let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
     let ending = CancellationToken::new();
-    let app = App::new(daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    let app = App::new(daemon.clone(), daemon.clone(), daemon.clone(), clock::now, ending.clone());
     // Who connects meanwhile waits for an answer; before, it would be told that this node belongs to no cluster.
     daemon.join_again().await?;
     let server = tokio::spawn(api::server::serve(listener, app));

@@ -8,8 +8,9 @@ pub mod spec;
 
 mod containers;
 mod exec;
-mod frames;
+pub(crate) mod frames;
 mod images;
+pub(super) mod lines;
 mod logs;
 mod nodes;
 mod services;

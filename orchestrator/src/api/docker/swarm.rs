@@ -1,7 +1,13 @@
 //! `/swarm`: the cluster itself.
 
 use super::objects::SwarmInit;
-use crate::api::{App, error::ApiError, node::InitRequest, request::JsonBody, time::rfc3339_millis};
+use crate::api::{
+    App,
+    error::ApiError,
+    node::{InitRequest, SettingsWish},
+    request::JsonBody,
+    time::rfc3339_millis,
+};
 use axum::{
     Json,
     extract::{Path, State},
@@ -42,9 +48,6 @@ pub(super) async fn init(
     State(app): State<App>,
     JsonBody(body): JsonBody<SwarmInit>,
 ) -> Result<Json<String>, ApiError> {
-    if body.force_new_cluster {
-        return Err(ApiError::unsupported("invalid ForceNewCluster: not supported yet"));
-    }
     if body.auto_lock_managers {
         return Err(ApiError::unsupported("invalid AutoLockManagers: not supported yet"));
     }
@@ -59,7 +62,11 @@ pub(super) async fn init(
         advertise_addr: text(body.advertise_addr),
         listen_addr: text(body.listen_addr),
         availability: text(body.availability).map(|text| super::nodes::availability(&text)).transpose()?,
-        task_history: body.spec.orchestration.task_history_retention_limit,
+        settings: SettingsWish {
+            task_history: body.spec.orchestration.task_history_retention_limit,
+            ..SettingsWish::default()
+        },
+        force_new_cluster: body.force_new_cluster,
     };
     let id = app.cluster.init(request).await?;
     tracing::info!(node = %id, "cluster initialised");

@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/doctor", get(doctor))
         .route("/interfaces", get(interfaces))
+        .route("/containers/{task}/lines", get(super::docker::lines::of_task_here))
         .route("/services/{id}/explain", get(explain))
 }
 
