@@ -5,19 +5,18 @@
 //! with a manager leads to the next one: first the leader if it is known, then all managers the last assignment named, then
 //! those that multicast DNS finds.
 
-use super::{Manager, certificates, contact::Contact, discover::Finder};
+use super::{Base, Manager, certificates, contact::Contact};
 use crate::{
     agent::Wire,
-    pki::{Credentials, LastSeen, NodeKey, renew_at},
-    transport::{Alpn, Connection, Endpoint, Message, frames},
+    pki::{Credentials, renew_at},
+    transport::{Alpn, Connection, Message, frames},
 };
 use orchestrator_core::{
     assignment::Assignment,
-    model::{ClusterId, NodeDescription, NodeId, Report, Role},
+    model::{ClusterId, NodeId, Report, Role},
     protocol::{Down, Up},
 };
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,16 +56,22 @@ pub(super) struct Handle {
     pub(super) leave: mpsc::Sender<oneshot::Sender<()>>,
 }
 
-/// What a link works with.
-pub(super) struct Link {
+/// What a link is made of.
+pub(super) struct Parts {
     pub(super) node: NodeId,
     pub(super) cluster: ClusterId,
-    pub(super) endpoint: Endpoint,
-    pub(super) time: Arc<LastSeen>,
-    pub(super) state_dir: PathBuf,
+    pub(super) base: Base,
     pub(super) credentials: watch::Sender<Credentials>,
     pub(super) manager: watch::Receiver<Option<Arc<Manager>>>,
-    pub(super) finder: Finder,
+    /// Managers that the node knew when it joined.
+    pub(super) named: Vec<NodeId>,
+    /// The last assignment that the ledger has.
+    pub(super) last: Option<Arc<Assignment>>,
+}
+
+/// The link.
+pub(super) struct Link {
+    parts: Parts,
     contact: Arc<Contact>,
     assignments: watch::Sender<Option<Arc<Assignment>>>,
     reports: watch::Receiver<Option<Arc<Report>>>,
@@ -96,18 +101,8 @@ enum Ended {
 }
 
 impl Link {
-    /// A link, what the daemon holds of it, and the agent's end.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the daemon and needed once")]
-    pub(super) fn new(
-        (node, cluster): (NodeId, ClusterId),
-        endpoint: Endpoint,
-        time: Arc<LastSeen>,
-        state_dir: PathBuf,
-        credentials: watch::Sender<Credentials>,
-        manager: watch::Receiver<Option<Arc<Manager>>>,
-        finder: Finder,
-        description: watch::Receiver<NodeDescription>,
-    ) -> (Self, Handle, Wire) {
+    /// A link, what the daemon holds of it, the agent's end, and where assignments are put.
+    pub(super) fn new(parts: Parts) -> (Self, Handle, Wire, watch::Sender<Option<Arc<Assignment>>>) {
         let (assignments, assigned) = watch::channel(None);
         let (reported, reports) = watch::channel(None);
         let (standing, stands) = watch::channel(Standing::Searching("no manager was asked yet".into()));
@@ -115,28 +110,17 @@ impl Link {
         let (loses, lost) = watch::channel(None);
         let (leaves, leave) = mpsc::channel(1);
         let contact = Contact::new();
+        let description = parts.base.description.subscribe();
         let wire = Wire { assignments: assigned, reports: reported, cut_off: contact.cut_off(), description };
         let handle = Handle { standing: stands, role: wanted, lost: loses, leave: leaves };
         let renew = Renewal { asked: None, draw: draw() };
-        let link = Self {
-            node,
-            cluster,
-            endpoint,
-            time,
-            state_dir,
-            credentials,
-            manager,
-            finder,
-            contact,
-            assignments,
-            reports,
-            standing,
-            role,
-            lost,
-            leave,
-            renew,
-        };
-        (link, handle, wire)
+        let put = assignments.clone();
+        let mut link = Self { parts, contact, assignments, reports, standing, role, lost, leave, renew };
+        if let Some(last) = link.parts.last.take() {
+            link.learn(&last);
+            link.parts.named.extend(last.membership.managers.keys());
+        }
+        (link, handle, wire, put)
     }
 
     /// Runs until the agent ends.
@@ -165,7 +149,7 @@ impl Link {
             match ended {
                 Ended::Over => return,
                 Ended::Own => (pause, turn) = (PAUSE.0, 0),
-                Ended::Elsewhere(Some(leader)) if leader != self.node => (hint, turn) = (Some(leader), 0),
+                Ended::Elsewhere(Some(leader)) if leader != self.parts.node => (hint, turn) = (Some(leader), 0),
                 Ended::Elsewhere(_) => {
                     turn += 1;
                     self.rest(&mut pause, false).await;
@@ -189,7 +173,7 @@ impl Link {
     /// Waits a little, longer each time that nobody at all was reached; ends early when this node leads.
     async fn rest(&mut self, pause: &mut Duration, nobody: bool) {
         if nobody {
-            self.finder.look(self.cluster, &self.endpoint);
+            self.parts.base.finder.look(self.parts.cluster, &self.parts.base.endpoint);
         }
         let wait = if nobody { *pause } else { PAUSE.0 }.mul_f64(0.5 + draw());
         if nobody {
@@ -198,7 +182,7 @@ impl Link {
         let mut leave = None;
         tokio::select! {
             () = sleep(wait) => {}
-            () = leads(&mut self.manager) => {}
+            () = leads(&mut self.parts.manager) => {}
             told = self.leave.recv() => leave = told,
         }
         // Nobody can be told.
@@ -207,19 +191,20 @@ impl Link {
 
     /// This node's own manager, while it leads.
     fn leading(&self) -> Option<Arc<Manager>> {
-        let manager = self.manager.borrow().clone()?;
+        let manager = self.parts.manager.borrow().clone()?;
         let leads = manager.desk.borrow().is_some();
         leads.then_some(manager)
     }
 
     /// Managers to ask, the best first.
     fn candidates(&self, hint: Option<NodeId>) -> Vec<NodeId> {
-        let own = self.manager.borrow().as_ref().and_then(|manager| manager.leader());
+        let own = self.parts.manager.borrow().as_ref().and_then(|manager| manager.leader());
         let named = self.assignments.borrow().as_ref().map(|a| a.membership.managers.clone()).unwrap_or_default();
         let mut all: Vec<NodeId> = Vec::new();
         let first = hint.into_iter().chain(own);
-        for node in first.chain(named.into_keys()).chain(self.finder.found(self.cluster)) {
-            if node != self.node && !all.contains(&node) {
+        let before = self.parts.named.iter().copied();
+        for node in first.chain(named.into_keys()).chain(before).chain(self.parts.base.finder.found(self.parts.cluster)) {
+            if node != self.parts.node && !all.contains(&node) {
                 all.push(node);
             }
         }
@@ -228,21 +213,21 @@ impl Link {
 
     /// A session with the leader in this very process.
     async fn at_own_desk(&mut self, manager: &Arc<Manager>) -> Ended {
-        let Some(mut session) = manager.desk.borrow().as_ref().map(|sessions| sessions.open(self.node)) else {
+        let Some(mut session) = manager.desk.borrow().as_ref().map(|sessions| sessions.open(self.parts.node)) else {
             return Ended::Own;
         };
-        self.standing.send_replace(Standing::Attached(self.node));
+        self.standing.send_replace(Standing::Attached(self.parts.node));
         let mut beat = interval(self.contact.heartbeat());
         self.reports.mark_changed();
         loop {
             tokio::select! {
                 _ = beat.tick() => {
                     self.contact.heard();
-                    if session.reports.send(Message::Heartbeat(self.node)).await.is_err() {
+                    if session.reports.send(Message::Heartbeat(self.parts.node)).await.is_err() {
                         return Ended::Own;
                     }
                     if let Some(csr) = self.wanted_certificate() {
-                        match certificates::issue(&manager.store.state(), self.node, &csr, self.time.now()) {
+                        match certificates::issue(&manager.store.state(), self.parts.node, &csr, self.parts.base.time.now()) {
                             Ok(certificate) => self.renewed(certificate),
                             Err(error) => tracing::warn!(error = format!("{error:#}"), "no new certificate"),
                         }
@@ -265,9 +250,9 @@ impl Link {
                     let new = session.assignments.borrow_and_update().clone();
                     self.assigned(new);
                 }
-                _ = self.manager.changed() => self.reports.mark_changed(),
+                _ = self.parts.manager.changed() => self.reports.mark_changed(),
                 Some(told) = self.leave.recv() => {
-                    let _ended = session.reports.send(Message::Leave(self.node)).await;
+                    let _ended = session.reports.send(Message::Leave(self.parts.node)).await;
                     let _gone = told.send(());
                 }
             }
@@ -277,13 +262,13 @@ impl Link {
     /// A session with the leader on another node.
     async fn at(&mut self, target: NodeId) -> Ended {
         let dial = async {
-            let connection = self.endpoint.connect(target, Alpn::Node).await?;
+            let connection = self.parts.base.endpoint.connect(target, Alpn::Node).await?;
             let streams = connection.open().await?;
             Ok::<_, crate::transport::ConnectError>((connection, streams))
         };
         let dialled = tokio::select! {
             dialled = timeout(DIAL, dial) => dialled,
-            () = leads(&mut self.manager) => return Ended::Own,
+            () = leads(&mut self.parts.manager) => return Ended::Own,
         };
         let (connection, (mut up, mut down)) = match dialled {
             Ok(Ok(dialled)) => dialled,
@@ -338,8 +323,8 @@ impl Link {
                     }
                     says = self.report().map(Up::Report);
                 }
-                _ = self.manager.changed() => self.reports.mark_changed(),
-                () = leads(&mut self.manager) => return Ended::Own,
+                _ = self.parts.manager.changed() => self.reports.mark_changed(),
+                () = leads(&mut self.parts.manager) => return Ended::Own,
                 Some(told) = self.leave.recv() => {
                     says = Some(Up::Leave);
                     left = Some(told);
@@ -377,7 +362,7 @@ impl Link {
                 if let Some((node, address)) = &leader
                     && let Ok(address) = address.parse()
                 {
-                    self.endpoint.book().learn(*node, address);
+                    self.parts.base.endpoint.book().learn(*node, address);
                 }
                 return Some(Ended::Elsewhere(leader.map(|(node, _)| node)));
             }
@@ -390,7 +375,7 @@ impl Link {
                 });
                 return Some(Ended::Lost("this node was removed from the cluster".into()));
             }
-            Down::Heard { now } => self.time.raise(now),
+            Down::Heard { now } => self.parts.base.time.raise(now),
             Down::Assignment(new) => self.assigned(Some(Arc::new(*new))),
             Down::Certificate(certificate) => self.renewed(certificate),
             Down::NoCertificate(why) => tracing::warn!(why, "the leader issues no new certificate"),
@@ -406,19 +391,25 @@ impl Link {
     fn assigned(&mut self, new: Option<Arc<Assignment>>) {
         let Some(new) = new else { return };
         self.contact.heard();
-        self.contact.set(new.membership.heartbeat, new.membership.down_after);
-        for (node, address) in &new.membership.managers {
+        self.learn(&new);
+        self.assignments.send_replace(Some(new));
+    }
+
+    /// Takes in what an assignment says of the cluster.
+    fn learn(&self, assignment: &Assignment) {
+        let membership = &assignment.membership;
+        self.contact.set(membership.heartbeat, membership.down_after);
+        for (node, address) in &membership.managers {
             if let Ok(address) = address.parse() {
-                self.endpoint.book().learn(*node, address);
+                self.parts.base.endpoint.book().learn(*node, address);
             }
         }
-        self.assignments.send_replace(Some(new));
     }
 
     /// The newest report, with what the agent does not know of.
     fn report(&mut self) -> Option<Box<Report>> {
         let report = self.reports.borrow_and_update().clone()?;
-        let raft = self.manager.borrow().as_ref().map(|manager| manager.raft_id);
+        let raft = self.parts.manager.borrow().as_ref().map(|manager| manager.raft_id);
         Some(Box::new(Report { raft, ..Report::clone(&report) }))
     }
 
@@ -432,17 +423,17 @@ impl Link {
     /// A signing request, if a new certificate is due: by age, or because the role changed.
     fn wanted_certificate(&mut self) -> Option<Vec<u8>> {
         let (due, key) = {
-            let credentials = self.credentials.borrow();
+            let credentials = self.parts.credentials.borrow();
             let subject = credentials.subject();
             let role_changed = self.role.borrow().is_some_and(|role| role != subject.role);
-            let due = role_changed || self.time.now() >= renew_at(subject, self.renew.draw);
+            let due = role_changed || self.parts.base.time.now() >= renew_at(subject, self.renew.draw);
             (due, credentials.key().clone())
         };
         if !due || self.renew.asked.is_some_and(|at| at.elapsed() < RENEW_AGAIN) {
             return None;
         }
         self.renew.asked = Some(Instant::now());
-        match NodeKey::csr(&key) {
+        match key.csr() {
             Ok(csr) => Some(csr),
             Err(error) => {
                 tracing::error!(%error, "no signing request can be made");
@@ -453,13 +444,13 @@ impl Link {
 
     fn renewed(&mut self, certificate: Vec<u8>) {
         self.renew = Renewal { asked: None, draw: draw() };
-        let renewed = self.credentials.borrow().with_certificate(certificate);
-        let saved = renewed.and_then(|new| new.save(&self.state_dir).map(|()| new));
+        let renewed = self.parts.credentials.borrow().with_certificate(certificate);
+        let saved = renewed.and_then(|new| new.save(&self.parts.base.state_dir).map(|()| new));
         match saved {
             Ok(new) => {
                 tracing::info!(role = ?new.subject().role, until = ?new.subject().not_after, "the certificate was renewed");
-                self.endpoint.set_credentials(Some(new.clone()));
-                self.credentials.send_replace(new);
+                self.parts.base.endpoint.set_credentials(Some(new.clone()));
+                self.parts.credentials.send_replace(new);
             }
             Err(error) => tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the new certificate is not used"),
         }
@@ -467,7 +458,7 @@ impl Link {
 }
 
 /// The assignment of a node that should have nothing any more.
-fn nothing(old: &Assignment) -> Assignment {
+pub(super) fn nothing(old: &Assignment) -> Assignment {
     Assignment {
         edition: old.edition + 1,
         tasks: Default::default(),

@@ -3,7 +3,7 @@
 //! In: accepted assignments. Out: the node's store opened or removed, and the certificate that fits. A store that is damaged is
 //! set aside, and the leader asked for another number: under the old one this node may have promised what it no longer knows.
 
-use super::{Base, Identity, Member, manager};
+use super::{Base, Member, manager};
 use crate::store::{Store, StoreError};
 use orchestrator_core::{assignment::Membership, model::Role};
 use std::{sync::Arc, time::Duration};
@@ -47,9 +47,8 @@ async fn become_as(base: &Base, member: &Member, wanted: &Membership) -> anyhow:
         member.manager.send_replace(None);
         running.stop().await;
     }
-    let keep = |raft_id| Identity { raft_id, ..member.identity() }.save(&base.state_dir);
     let Some(raft_id) = wanted.raft_id else {
-        keep(None)?;
+        member.keep_number(None, &base.state_dir)?;
         manager::remove_stores(&base.state_dir, None)?;
         return Ok(());
     };
@@ -62,7 +61,7 @@ async fn become_as(base: &Base, member: &Member, wanted: &Membership) -> anyhow:
         return Ok(());
     }
     manager::remove_stores(&base.state_dir, Some(raft_id))?;
-    keep(Some(raft_id))?;
+    member.keep_number(Some(raft_id), &base.state_dir)?;
     match base.start_manager(raft_id, member.node).await {
         Ok(started) => {
             tracing::info!(raft_id, "a manager now");

@@ -25,13 +25,22 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// Requests of other nodes arrive here.
 pub(super) struct Gate {
-    pub(super) member: watch::Receiver<Option<Arc<Member>>>,
-    pub(super) app: OnceLock<App>,
+    member: watch::Receiver<Option<Arc<Member>>>,
+    app: OnceLock<App>,
     pub(super) time: Arc<LastSeen>,
     pub(super) attempts: Attempts,
 }
 
 impl Gate {
+    pub(super) fn new(member: watch::Receiver<Option<Arc<Member>>>, time: Arc<LastSeen>) -> Self {
+        Self { member, app: OnceLock::new(), time, attempts: Attempts::default() }
+    }
+
+    /// From now on the API answers other managers.
+    pub(super) fn open(&self, app: App) {
+        let _already = self.app.set(app);
+    }
+
     pub(super) fn current_manager(&self) -> Option<Arc<Manager>> {
         let member = self.member.borrow();
         member.as_ref()?.manager.borrow().clone()
