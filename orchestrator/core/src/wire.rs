@@ -13,7 +13,6 @@
 use crate::{
     assignment::Assignment,
     model::Report,
-    protocol::{Down, JoinAnswer, JoinRequest, Up},
     state::{Entry, State},
 };
 use alloc::vec::Vec;
@@ -35,27 +34,10 @@ pub enum Kind {
     Assignment = 3,
     /// A [`Report`].
     Report = 4,
-    /// An [`Up`].
-    Up = 5,
-    /// A [`Down`].
-    Down = 6,
-    /// A [`JoinRequest`].
-    JoinRequest = 7,
-    /// A [`JoinAnswer`].
-    JoinAnswer = 8,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
-        Kind::Entry,
-        Kind::State,
-        Kind::Assignment,
-        Kind::Report,
-        Kind::Up,
-        Kind::Down,
-        Kind::JoinRequest,
-        Kind::JoinAnswer,
-    ];
+    const ALL: [Kind; 4] = [Kind::Entry, Kind::State, Kind::Assignment, Kind::Report];
 
     /// The largest payload of this kind, in bytes, so that a damaged or hostile length allocates nothing. A task takes about
     /// 200 bytes in a state or entry and 1 KiB in an assignment; the largest cluster has 20,000.
@@ -64,11 +46,8 @@ impl Kind {
         match self {
             Kind::Entry => 32 << 20,
             Kind::State => 256 << 20,
-            Kind::Assignment | Kind::Down => 64 << 20,
-            Kind::Report | Kind::Up => 16 << 20,
-            // Strangers may send one: a signing request of some hundred bytes and a description of the node.
-            Kind::JoinRequest => 64 << 10,
-            Kind::JoinAnswer => 256 << 10,
+            Kind::Assignment => 64 << 20,
+            Kind::Report => 16 << 20,
         }
     }
 }
@@ -80,10 +59,6 @@ impl fmt::Display for Kind {
             Kind::State => "state",
             Kind::Assignment => "assignment",
             Kind::Report => "report",
-            Kind::Up => "message of a node",
-            Kind::Down => "message of a leader",
-            Kind::JoinRequest => "join request",
-            Kind::JoinAnswer => "answer to a join request",
         })
     }
 }
@@ -113,26 +88,6 @@ impl Message for Assignment {
 
 impl Message for Report {
     const KIND: Kind = Kind::Report;
-    const VERSION: u8 = 1;
-}
-
-impl Message for Up {
-    const KIND: Kind = Kind::Up;
-    const VERSION: u8 = 1;
-}
-
-impl Message for Down {
-    const KIND: Kind = Kind::Down;
-    const VERSION: u8 = 1;
-}
-
-impl Message for JoinRequest {
-    const KIND: Kind = Kind::JoinRequest;
-    const VERSION: u8 = 1;
-}
-
-impl Message for JoinAnswer {
-    const KIND: Kind = Kind::JoinAnswer;
     const VERSION: u8 = 1;
 }
 

@@ -1,6 +1,6 @@
 //! Certificates that this node issues while it leads.
 
-use crate::pki::Authority;
+use crate::pki::{Authority, requester};
 use anyhow::Context;
 use orchestrator_core::{
     model::{NodeId, UnixMillis},
@@ -16,7 +16,7 @@ pub(super) fn issue(state: &State, node: NodeId, csr: &[u8], now: UnixMillis) ->
     let member = state.nodes.get(&node).with_context(|| format!("node {node} is no member"))?;
     let authority = Authority::open(&cluster.ca).context("reading the cluster's CA")?;
     let validity = cluster.settings.cert_validity;
-    let (named, certificate) = authority.issue(csr, cluster.id, member.role, now, validity)?;
+    let named = requester(csr)?;
     anyhow::ensure!(named == node, "the signing request is for the key of node {named}, not of {node}");
-    Ok(certificate)
+    Ok(authority.issue(csr, cluster.id, member.role, now, validity)?)
 }

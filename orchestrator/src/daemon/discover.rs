@@ -1,6 +1,6 @@
 //! Finding managers by multicast DNS, and being found. What it says is used as addresses to try and trusted for nothing.
 
-use crate::transport::{Discovery, Endpoint, Found};
+use crate::transport::{Discovery, Endpoint, Found, Source};
 use orchestrator_core::model::{ClusterId, NodeId, Role};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,7 +69,7 @@ impl Finder {
             while let Ok(Some(found)) = timeout_at(until, answers.recv()).await {
                 if found.cluster == cluster {
                     for address in &found.addresses {
-                        endpoint.book().learn(found.node, *address);
+                        endpoint.book().learn(found.node, *address, Source::Found);
                     }
                     finder.remember(found);
                 }

@@ -229,7 +229,7 @@ impl Gate {
                         .into(),
                 );
             };
-            let node = match crate::pki::csr_node(&request.csr) {
+            let node = match crate::pki::requester(&request.csr) {
                 Ok(node) => node,
                 Err(error) => return JoinAnswer::Refused(format!("the signing request: {error:#}")),
             };

@@ -9,7 +9,7 @@ use super::{Base, Manager, certificates, contact::Contact};
 use crate::{
     agent::Wire,
     pki::{Credentials, renew_at},
-    transport::{Alpn, Connection, Message, frames},
+    transport::{Alpn, Connection, Message, SendStream, Source, frames},
 };
 use orchestrator_core::{
     assignment::Assignment,
@@ -264,7 +264,7 @@ impl Link {
         let dial = async {
             let connection = self.parts.base.endpoint.connect(target, Alpn::Node).await?;
             let streams = connection.open().await?;
-            Ok::<_, crate::transport::ConnectError>((connection, streams))
+            anyhow::Ok((connection, streams))
         };
         let dialled = tokio::select! {
             dialled = timeout(DIAL, dial) => dialled,
@@ -272,7 +272,7 @@ impl Link {
         };
         let (connection, (mut up, mut down)) = match dialled {
             Ok(Ok(dialled)) => dialled,
-            Ok(Err(error)) => return Ended::Lost(format!("{:#}", anyhow::Error::from(error))),
+            Ok(Err(error)) => return Ended::Lost(format!("{error:#}")),
             Err(_) => return Ended::Lost(format!("manager {target} did not answer within {} s", DIAL.as_secs())),
         };
         let (heard, mut hears) = mpsc::channel(DOWNS);
@@ -295,7 +295,7 @@ impl Link {
         &mut self,
         target: NodeId,
         connection: &Connection,
-        up: &mut crate::transport::SendStream,
+        up: &mut SendStream,
         hears: &mut mpsc::Receiver<Result<Down, frames::FrameError>>,
     ) -> Ended {
         let lost = |what: &str, error: &dyn std::fmt::Display| Ended::Lost(format!("manager {target}: {what}: {error}"));
@@ -362,7 +362,7 @@ impl Link {
                 if let Some((node, address)) = &leader
                     && let Ok(address) = address.parse()
                 {
-                    self.parts.base.endpoint.book().learn(*node, address);
+                    self.parts.base.endpoint.book().learn(*node, address, Source::Assigned);
                 }
                 return Some(Ended::Elsewhere(leader.map(|(node, _)| node)));
             }
@@ -401,7 +401,7 @@ impl Link {
         self.contact.set(membership.heartbeat, membership.down_after);
         for (node, address) in &membership.managers {
             if let Ok(address) = address.parse() {
-                self.parts.base.endpoint.book().learn(*node, address);
+                self.parts.base.endpoint.book().learn(*node, address, Source::Assigned);
             }
         }
     }
@@ -433,18 +433,15 @@ impl Link {
             return None;
         }
         self.renew.asked = Some(Instant::now());
-        match key.csr() {
-            Ok(csr) => Some(csr),
-            Err(error) => {
-                tracing::error!(%error, "no signing request can be made");
-                None
-            }
-        }
+        Some(key.csr())
     }
 
     fn renewed(&mut self, certificate: Vec<u8>) {
         self.renew = Renewal { asked: None, draw: draw() };
-        let renewed = self.parts.credentials.borrow().with_certificate(certificate);
+        let renewed = {
+            let old = self.parts.credentials.borrow();
+            Credentials::new(old.key().clone(), certificate, old.ca().to_vec())
+        };
         let saved = renewed.and_then(|new| new.save(&self.parts.base.state_dir).map(|()| new));
         match saved {
             Ok(new) => {

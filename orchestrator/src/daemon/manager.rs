@@ -4,7 +4,7 @@ use crate::{
     leader,
     pki::LastSeen,
     store::{Member as RaftMember, PeerError, Peers, Store, StoreConfig, StoreError},
-    transport::{Alpn, Endpoint, Sessions},
+    transport::{Alpn, Endpoint, Sessions, Source},
 };
 use async_trait::async_trait;
 use orchestrator_core::{model::NodeId, state::State};
@@ -113,12 +113,12 @@ async fn follow(store: Store, endpoint: Endpoint, time: Arc<LastSeen>, revision:
         revision.send_replace(state.revision);
         for node in state.nodes.values() {
             if let Some(address) = address(&state, node.id) {
-                endpoint.book().learn(node.id, address);
+                endpoint.book().learn(node.id, address, Source::Assigned);
             }
         }
         let removed: BTreeSet<NodeId> = state.cluster.iter().flat_map(|cluster| cluster.removed.keys().copied()).collect();
         for node in removed.difference(&refused) {
-            endpoint.drop_peer(*node, "this node was removed from the cluster");
+            endpoint.drop_peer(*node);
         }
         refused = removed;
         if let Some(cluster) = &state.cluster {

@@ -10,8 +10,9 @@ use crate::{
     agent::{Agent, Ledger},
     api::node::{Failure, InitRequest, JoinRequest, SettingsWish},
     clock,
-    pki::{Authority, Credentials, NodeKey, Subject, Token},
+    pki::{Authority, Credentials, NodeKey, Token},
     store::{self, Health, Store, StoreError},
+    transport::Source,
 };
 use anyhow::Context;
 use orchestrator_core::{
@@ -197,8 +198,8 @@ impl Daemon {
             let state_dir = &self.config.state_dir;
             let key = NodeKey::load_or_create(state_dir)?;
             let (cluster, node) = (ClusterId(super::identity::random()), key.node_id());
-            let authority = Authority::create(cluster, self.base.time.now())?;
-            let credentials = self.own_credentials(&key, cluster, &authority, &Settings::default())?;
+            let ca = Authority::create(cluster, self.base.time.now())?;
+            let credentials = self.own_credentials(&key, cluster, &ca, &Settings::default())?;
             credentials.save(state_dir)?;
             let identity = Identity {
                 cluster,
@@ -266,7 +267,7 @@ impl Daemon {
     ) -> anyhow::Result<Credentials> {
         let authority = Authority::open(ca)?;
         let now = self.base.time.now();
-        let (_, certificate) = authority.issue(&key.csr()?, cluster, Role::Manager, now, settings.cert_validity)?;
+        let certificate = authority.issue(&key.csr(), cluster, Role::Manager, now, settings.cert_validity)?;
         Ok(Credentials::new(key.clone(), certificate, ca.certificate.clone())?)
     }
 
@@ -320,7 +321,7 @@ impl Daemon {
             credentials.save(state_dir)?;
             for (manager, address) in &welcome.managers {
                 if let Ok(address) = address.parse() {
-                    self.base.endpoint.book().learn(*manager, address);
+                    self.base.endpoint.book().learn(*manager, address, Source::Assigned);
                 }
             }
             let identity = Identity {
@@ -354,7 +355,7 @@ impl Daemon {
     /// The address that the user wants others to use. The endpoint listens already: another address to listen on is for the
     /// configuration.
     fn own_addresses(&self, advertise: Option<&str>, listen: Option<&str>) -> Result<Option<IpAddr>, Failure> {
-        let port = self.base.endpoint.local_addr().port();
+        let port = self.base.description.borrow().port;
         let split = |what: &str, text: &str| -> Result<(String, Option<u16>), Failure> {
             let (host, asked) = match text.parse::<std::net::SocketAddr>() {
                 Ok(address) => (address.ip().to_string(), Some(address.port())),
@@ -403,7 +404,7 @@ impl Daemon {
             if let Some((node, address)) = known.split_once('@')
                 && let (Ok(node), Ok(address)) = (node.parse(), address.parse())
             {
-                base.endpoint.book().learn(node, address);
+                base.endpoint.book().learn(node, address, Source::Assigned);
             }
         }
         base.endpoint.set_credentials(Some(credentials.clone()));

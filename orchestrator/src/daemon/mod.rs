@@ -205,7 +205,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             labels: config.labels.clone(),
             address: drivers.address(config.advertise_addr).await,
-            port: endpoint.local_addr().port(),
+            port: endpoint.local_addr().context("reading the port of the control endpoint")?.port(),
         };
         let discovery = if config.discovery { discovery(&config) } else { None };
         let base = Base {

@@ -31,12 +31,12 @@ impl Remote for Daemon {
         let dialled = async {
             let connection = self.base.endpoint.connect(node, Alpn::Api).await?;
             let (out, input) = connection.open().await?;
-            Ok::<_, crate::transport::ConnectError>(tokio::io::join(input, out))
+            anyhow::Ok(tokio::io::join(input, out))
         };
         match dialled.await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => {
-                Err(Failure::Unavailable(format!("node {node} does not answer: {:#}", anyhow::Error::from(error))))
+                Err(Failure::Unavailable(format!("node {node} does not answer: {:#}", error)))
             }
         }
     }

@@ -108,17 +108,17 @@ impl Serve for Gate {
         if let Err(error) = served {
             tracing::debug!(?alpn, %remote, error = format!("{error:#}"), "a stream ended early");
         }
-        let _lost = out.finish();
+        out.finish();
     }
 }
 
 impl Gate {
     async fn answer_raft(&self, out: &mut SendStream, input: &mut RecvStream) -> anyhow::Result<()> {
-        let request = frames::read_bytes(input, frames::RAFT_MAX).await?;
+        let request = frames::read_bytes(input, "call", Alpn::Raft.frame_limit()).await?;
         // Without a store this node is no voter: no answer is what raft makes of it.
         let manager = self.current_manager().ok_or_else(|| anyhow::anyhow!("this node is no manager"))?;
         let answer = manager.store.answer(&request).await?;
-        frames::write_bytes(out, &answer).await?;
+        frames::write_bytes(out, "answer", Alpn::Raft.frame_limit(), &answer).await?;
         Ok(())
     }
 

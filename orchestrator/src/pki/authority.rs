@@ -186,6 +186,14 @@ impl Authority {
     }
 }
 
+/// The node that a request for a certificate is for: the one whose key signed it.
+///
+/// # Errors
+/// What is wrong with the request.
+pub fn requester(csr: &[u8]) -> Result<NodeId, IssueError> {
+    Ok(key::node_id(&public_key(csr)?.subject_public_key_info()))
+}
+
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")

@@ -22,7 +22,7 @@ mod subject;
 mod tls;
 mod token;
 
-pub use authority::{Authority, AuthorityError, Ca, IssueError, MAX_CSR_BYTES};
+pub use authority::{Authority, AuthorityError, Ca, IssueError, MAX_CSR_BYTES, requester};
 pub use credentials::{Credentials, CredentialsError};
 pub use key::{KeyError, NodeKey};
 pub use last_seen::{LastSeen, LastSeenError};
