@@ -4,11 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use openraft::error::Fatal;
 
-use super::{
-    handle::{MAX_ENTRY_BYTES, PROPOSE},
-    log::LogError,
-    raft::Member,
-};
+use super::{handle::MAX_ENTRY_BYTES, log::LogError, raft::Member};
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +46,12 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is no cluster in it to go on with.
+    #[error("the store in {dir} belongs to no cluster")]
+    Empty {
+        /// The store's folder.
+        dir: PathBuf,
+    },
     /// Raft could not start from what the store holds.
     #[error("cannot start raft on the store in {dir}")]
     Raft {
@@ -81,8 +83,8 @@ pub enum ProposeError {
         /// Who leads, as far as known.
         leader: Option<Member>,
     },
-    /// No answer in time: most managers cannot be reached. The entry may still be committed later.
-    #[error("no majority of the managers answered within {} s; the change may still take effect", PROPOSE.as_secs())]
+    /// No majority confirmed it in time, or before this node ceased to lead. The entry may still be committed later.
+    #[error("no majority of the managers confirmed the change in time; it may still take effect")]
     Timeout,
     /// The store takes no changes at present. Nothing was changed.
     #[error("the disk is full: the store takes no changes until there is room ({reason})")]
@@ -119,6 +121,59 @@ pub enum ReadError {
     /// Most managers cannot be reached.
     #[error("no majority of the managers answers")]
     NoQuorum,
+    /// The store was shut down or has failed.
+    #[error("the store is shut down")]
+    ShutDown,
+}
+
+/// Why the membership was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// Another member leads, or none: ask that one.
+    #[error("this node does not lead the cluster{}", leader_text(leader))]
+    NotLeader {
+        /// Who leads, as far as known.
+        leader: Option<Member>,
+    },
+    /// A change is under way: ask again in a moment.
+    #[error("another change of the managers is still under way")]
+    InProgress,
+    /// The member cannot vote yet: ask again later.
+    #[error("manager {raft_id} cannot vote yet: {why}")]
+    NotYet {
+        /// The member.
+        raft_id: u64,
+        /// What it lacks.
+        why: String,
+    },
+    /// Most of the voters after the change do not answer, so it could never be completed: bring them back, or take others out.
+    #[error("of the {voters} voting managers after this change, {} do not answer", silent.len())]
+    NoQuorum {
+        /// Voters after the change.
+        voters: usize,
+        /// Those of them that do not answer.
+        silent: Vec<u64>,
+    },
+    /// The member to take out is the leader: hand over first.
+    #[error("the leader cannot take itself out")]
+    Leads,
+    /// No majority confirmed it in time, or before this node ceased to lead. It may still take effect.
+    #[error("no majority of the managers confirmed the change of managers in time; it may still take effect")]
+    Timeout,
+    /// The store was shut down or has failed.
+    #[error("the store is shut down")]
+    ShutDown,
+}
+
+/// Why this member leads on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandOverError {
+    /// No other voter could be made the leader.
+    #[error("no other manager can lead: {why}")]
+    NoCandidate {
+        /// What stood in the way of the last one that was tried.
+        why: String,
+    },
     /// The store was shut down or has failed.
     #[error("the store is shut down")]
     ShutDown,

@@ -12,40 +12,49 @@ use std::{
 
 use openraft::{
     Config, Raft, ServerState, Snapshot as RaftSnapshot, SnapshotPolicy,
-    error::{
-        CheckIsLeaderError, ClientWriteError, Fatal, ForwardToLeader, InitializeError as RaftInitializeError, RaftError,
-    },
+    error::{CheckIsLeaderError, ClientWriteError, InitializeError as RaftInitializeError, RaftError},
 };
 use orchestrator_core::{
     state::{Applied, Entry, State},
     wire,
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{
+    contacts::Contacts,
     error::{InitializeError, ProposeError, ReadError, StoreError, fatal_error},
+    handover,
+    leadership::{self, Leadership, Reports, Sources},
     log::{
         Recovery, SEGMENT_BYTES,
         writer::{Health, Writer},
     },
     log_store::LogStore,
     machine::Machine,
+    members::Members,
     meter::{Meter, Written},
-    network::{Message, Network, NoPeers, Peers},
+    network::{Links, Message, Network, NoPeers, Peers},
+    parts::Assembly,
     raft::{self, Member, TypeConfig},
     recover::{Recovered, io_error, recover},
 };
 
 /// A leader says that it is there this often. Timings suit SD cards and Wi-Fi, where a sync or a packet may take 100s of ms.
-const HEARTBEAT: Duration = Duration::from_millis(250);
-/// Followers that hear nothing for this long, plus a random part up to [`ELECTION_MAX`], elect: 6 heartbeats, so that losing
-/// some changes nothing.
-const ELECTION_MIN: Duration = Duration::from_millis(1500);
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A follower that hears nothing elects after openraft's lease, which is [`ELECTION_MAX`], and a random time between this and
+/// [`ELECTION_MAX`]: together 1.5-2 s, 4 heartbeats at least, so that losing some changes nothing.
+const ELECTION_MIN: Duration = Duration::from_millis(500);
 /// See [`ELECTION_MIN`].
-const ELECTION_MAX: Duration = Duration::from_millis(3000);
+pub(super) const ELECTION_MAX: Duration = Duration::from_millis(1000);
 /// A snapshot of a few MiB crosses bad Wi-Fi and an SD card in this time.
 const INSTALL_SNAPSHOT: Duration = Duration::from_secs(30);
-/// A proposal that is not committed by then has probably lost its quorum: three elections.
+/// A read that no quorum confirms by then fails: twice the time in which a leader without one stops leading.
+const READ: Duration = Duration::from_secs(2);
+/// A proposal that is not committed by then meets a quorum that is too slow; one that is lost shows within [`ELECTION_MAX`].
 pub(super) const PROPOSE: Duration = Duration::from_secs(10);
 /// The largest proposal: twice what a plan that places 20,000 tasks at once takes.
 pub(super) const MAX_ENTRY_BYTES: usize = 8 << 20;
@@ -72,13 +81,6 @@ impl StoreConfig {
     }
 }
 
-/// This node leads, and its state contains everything that was committed before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leadership {
-    /// The raft term; grows with every change of leader.
-    pub term: u64,
-}
-
 /// Figures about a store.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -102,17 +104,26 @@ pub struct Metrics {
 /// order.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    raft: Raft<TypeConfig>,
-    raft_id: u64,
+pub(super) struct Inner {
+    pub(super) raft: Raft<TypeConfig>,
+    pub(super) raft_id: u64,
     node: String,
     dir: PathBuf,
+    pub(super) links: Arc<Links>,
+    pub(super) contacts: Arc<Contacts>,
+    assembly: Assembly,
     state: watch::Receiver<Arc<State>>,
-    leadership: watch::Receiver<Option<Leadership>>,
-    health: watch::Sender<Health>,
+    pub(super) leadership: watch::Receiver<Option<Leadership>>,
+    leader: watch::Receiver<Option<Member>>,
+    members: watch::Receiver<Members>,
+    /// Another member is to lead: nothing is proposed here any more.
+    pub(super) handing_over: watch::Sender<bool>,
+    /// Held by whoever changes the membership or hands over.
+    pub(super) changing: Arc<Semaphore>,
+    pub(super) health: watch::Sender<Health>,
     meter: Arc<Meter>,
     recovery: Recovery,
     damaged_snapshots: usize,
@@ -141,7 +152,9 @@ impl Store {
         let health = watch::Sender::new(Health::Writable);
         let writer = Writer::spawn(log, health.clone(), lock).map_err(|error| io_error(&config.dir, error))?;
         let log_store = LogStore::new(image, writer, appended);
-        let network = Network(config.peers.clone());
+        let contacts = Arc::new(Contacts::default());
+        let links = Arc::new(Links::new(raft_id, config.peers, contacts.clone()));
+        let network = Network(links.clone());
         let raft = Raft::new(raft_id, Arc::new(raft_config()), network, log_store, machine.clone()).await;
         let raft = raft.map_err(|source| StoreError::Raft { dir: config.dir.clone(), source: Box::new(source) })?;
 
@@ -156,17 +169,36 @@ impl Store {
         }
 
         let state = machine.watch();
-        let (leads, leadership) = watch::channel(None);
+        let reports = Reports {
+            leadership: watch::Sender::new(None),
+            leader: watch::Sender::new(None),
+            members: watch::Sender::new(Members::of(&raft.server_metrics().borrow(), raft_id)),
+            health: health.clone(),
+        };
+        let (leadership, leader) = (reports.leadership.subscribe(), reports.leader.subscribe());
+        let members = reports.members.subscribe();
+        let handing_over = watch::Sender::new(false);
+        let changing = Arc::new(Semaphore::new(1));
+        let sources =
+            Sources { raft: raft.clone(), raft_id, contacts: contacts.clone(), handing_over: handing_over.subscribe() };
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch_leadership(raft.clone(), raft_id, leads, health.clone()));
+        tasks.spawn(leadership::watch(sources, reports));
+        tasks.spawn(leadership::finish_changes(raft.clone(), leadership.clone(), changing.clone()));
         tasks.spawn(machine.snapshot_task(raft.clone(), previous));
         let inner = Inner {
             raft,
             raft_id,
             node: config.node,
             dir: config.dir,
+            links,
+            contacts,
+            assembly: Assembly::default(),
             state,
             leadership,
+            leader,
+            members,
+            handing_over,
+            changing,
             health,
             meter,
             recovery,
@@ -174,7 +206,9 @@ impl Store {
             tasks: Mutex::new(tasks),
             closed,
         };
-        Ok(Store { inner: Arc::new(inner) })
+        let store = Store { inner: Arc::new(inner) };
+        store.spawn(handover::when_read_only(Arc::downgrade(&store.inner)));
+        Ok(store)
     }
 
     /// Founds a cluster whose only voter is this member, and commits its first entry. After a crash in the middle the call
@@ -231,16 +265,39 @@ impl Store {
         if bytes > LARGE_ENTRY_BYTES && self.room() < 2 * bytes as u64 {
             return Err(ProposeError::ReadOnly { reason: format!("no room for a change of {bytes} bytes").into() });
         }
-        let written = timeout(PROPOSE, self.inner.raft.client_write(entry)).await.map_err(|_| ProposeError::Timeout)?;
-        match written {
+        let Some(leadership) = *self.inner.leadership.borrow() else {
+            return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
+        };
+        let written = self.inner.raft.client_write(entry);
+        match self.while_leading(leadership, PROPOSE, written).await.ok_or(ProposeError::Timeout)? {
             Ok(response) => Ok(response.data.expect("a change has an outcome")),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_node, .. }))) => {
-                Err(ProposeError::NotLeader { leader: leader_node })
-            }
+            // It was in the log already when another leader took over: that one may have it, too.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::Timeout),
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
                 Err(ProposeError::Failed { reason: error.to_string().into() })
             }
             Err(RaftError::Fatal(fatal)) => Err(fatal_error(&fatal)),
+        }
+    }
+
+    /// What `work` returns, unless it takes longer than `limit` or than the leadership lasts.
+    pub(super) async fn while_leading<T>(
+        &self,
+        leadership: Leadership,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut now = self.leadership();
+        let lost = async {
+            // A store that is being shut down answers `work`.
+            if now.wait_for(|now| *now != Some(leadership)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = timeout(limit, work) => done.ok(),
+            () = lost => None,
         }
     }
 
@@ -254,14 +311,20 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(&self) -> Result<Arc<State>, ReadError> {
-        let linearizable =
-            timeout(PROPOSE, self.inner.raft.ensure_linearizable()).await.map_err(|_| ReadError::NoQuorum)?;
-        match linearizable {
-            Ok(_) => Ok(self.state()),
-            Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(ForwardToLeader { leader_node, .. }))) => {
-                Err(ReadError::NotLeader { leader: leader_node })
+        let not_leader = || ReadError::NotLeader { leader: self.inner.leader.borrow().clone() };
+        let Some(leadership) = *self.inner.leadership.borrow() else { return Err(not_leader()) };
+        let confirmed = async {
+            loop {
+                match self.inner.raft.ensure_linearizable().await {
+                    // A member that is slow for a moment answers the next time.
+                    Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => sleep(HEARTBEAT / 4).await,
+                    other => return other,
+                }
             }
-            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
+        };
+        match self.while_leading(leadership, READ, confirmed).await.ok_or(ReadError::NoQuorum)? {
+            Ok(_) => Ok(self.state()),
+            Err(RaftError::APIError(_)) => Err(not_leader()),
             Err(RaftError::Fatal(_)) => Err(ReadError::ShutDown),
         }
     }
@@ -271,9 +334,25 @@ impl Store {
         self.inner.state.clone()
     }
 
-    /// Does this node lead?
+    /// Does this node lead? Ends while no quorum follows, and may come back in the same term.
     pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
         self.inner.leadership.clone()
+    }
+
+    /// Who leads, as far as this node knows: the last leader it heard of, until it takes part in an election or, leading itself,
+    /// loses its quorum.
+    pub fn leader(&self) -> watch::Receiver<Option<Member>> {
+        self.inner.leader.clone()
+    }
+
+    /// Who keeps the log, as far as this node knows.
+    pub fn members(&self) -> Members {
+        self.inner.members.borrow().clone()
+    }
+
+    /// The members and their changes.
+    pub fn watch_members(&self) -> watch::Receiver<Members> {
+        self.inner.members.clone()
     }
 
     /// Can the store take changes? After [`Health::Failed`] the process has to end and open the store anew.
@@ -303,13 +382,26 @@ impl Store {
         fn encode<T: serde::Serialize, E: ToString>(answer: Result<T, E>) -> Result<Vec<u8>, postcard::Error> {
             postcard::to_allocvec(&answer.map_err(|error| error.to_string()))
         }
-        match raft::decode(request)? {
-            Message::Append(rpc) => encode(self.inner.raft.append_entries(rpc).await),
-            Message::Vote(rpc) => encode(self.inner.raft.vote(rpc).await),
+        let raft = &self.inner.raft;
+        self.inner.assembly.forget_abandoned();
+        let message = match raft::decode(request)? {
+            Message::Part(part) => match self.inner.assembly.take(part) {
+                Ok(Some(whole)) => raft::decode(&whole)?,
+                Ok(None) => return encode(Ok::<_, String>(())),
+                Err(error) => return encode::<(), _>(Err(error)),
+            },
+            message => message,
+        };
+        match message {
+            Message::Append(rpc) => encode(raft.append_entries(rpc).await),
+            Message::Vote(rpc) => encode(raft.vote(rpc).await),
             Message::Snapshot(vote, meta, state) => {
                 let snapshot = RaftSnapshot { meta, snapshot: Box::new(state) };
-                encode(self.inner.raft.install_full_snapshot(vote, snapshot).await)
+                encode(raft.install_full_snapshot(vote, snapshot).await)
             }
+            Message::Part(_) => encode::<(), _>(Err("a part cannot hold a part")),
+            Message::Elect { term, last } => encode(self.elect(term, last).await),
+            Message::VoteWithConsent(rpc) => encode(self.vote_with_consent(rpc).await),
         }
     }
 
@@ -324,10 +416,11 @@ impl Store {
         let _ = self.inner.closed.clone().changed().await;
     }
 
-    /// For tests of what only more members show.
-    #[cfg(test)]
-    pub(super) fn raft(&self) -> &Raft<TypeConfig> {
-        &self.inner.raft
+    /// Runs `task` until the store is shut down.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
     }
 
     /// Bytes free on the disk.
@@ -352,53 +445,5 @@ fn raft_config() -> Config {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         ..Config::default()
-    }
-}
-
-/// Says that this node leads once its state is complete, and that it does not as soon as openraft knows.
-async fn watch_leadership(
-    raft: Raft<TypeConfig>,
-    raft_id: u64,
-    leads: watch::Sender<Option<Leadership>>,
-    health: watch::Sender<Health>,
-) {
-    let mut metrics = raft.server_metrics();
-    loop {
-        let term = {
-            let now = metrics.borrow_and_update();
-            let leads = now.state == ServerState::Leader && now.vote.committed && now.vote.leader_id.node_id == raft_id;
-            leads.then_some(now.vote.leader_id.term)
-        };
-        let known = *leads.borrow();
-        match term {
-            None => drop(leads.send_if_modified(|leads| leads.take().is_some())),
-            Some(term) if known == Some(Leadership { term }) => {}
-            // A new leader may still be applying what its predecessors committed.
-            Some(term) => match raft.ensure_linearizable().await {
-                Ok(_) => drop(leads.send_replace(Some(Leadership { term }))),
-                Err(RaftError::APIError(_)) => {
-                    tokio::time::sleep(HEARTBEAT).await;
-                    if metrics.has_changed().is_ok() {
-                        continue;
-                    }
-                }
-                Err(RaftError::Fatal(_)) => {}
-            },
-        }
-        if metrics.changed().await.is_err() {
-            break;
-        }
-    }
-    leads.send_replace(None);
-    if let Err(fatal) = &raft.metrics().borrow().running_state
-        && !matches!(fatal, Fatal::Stopped)
-    {
-        health.send_if_modified(|health| {
-            let first = !matches!(health, Health::Failed { .. });
-            if first {
-                *health = Health::Failed { reason: fatal.to_string().into() };
-            }
-            first
-        });
     }
 }

@@ -104,7 +104,26 @@ impl LogReader {
     }
 }
 
+/// Entries sent to a member at once: what [`QUICK_BYTES`](super::network::QUICK_BYTES) has room for. A larger entry goes alone.
+const BATCH_BYTES: usize = super::network::QUICK_BYTES * 3 / 4;
+
 impl RaftLogReader<TypeConfig> for LogReader {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<openraft::Entry<TypeConfig>>, Fault> {
+        let fits = {
+            let image = self.lock();
+            let sizes = image.range(start, end).scan(0, |sum, (at, bytes)| {
+                *sum += bytes.len();
+                Some((at.index, *sum))
+            });
+            sizes.take_while(|(index, sum)| *index == start || *sum <= BATCH_BYTES).last()
+        };
+        self.read(start, fits.map_or(end, |(index, _)| index + 1))
+    }
+
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,

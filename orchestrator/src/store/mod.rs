@@ -2,25 +2,33 @@
 //!
 #![doc = include_str!("../../docs/store.md")]
 
+mod alone;
+mod contacts;
 mod disk;
 mod error;
 mod frame;
 mod handle;
+mod handover;
+mod leadership;
 mod log;
 #[expect(clippy::result_large_err, reason = "openraft's traits demand its error type")]
 mod log_store;
 mod machine;
+mod members;
 mod meter;
 mod network;
+mod parts;
 mod raft;
 mod recover;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use error::{InitializeError, ProposeError, ReadError, StoreError};
-pub use handle::{Leadership, Metrics, Store, StoreConfig};
+pub use error::{HandOverError, InitializeError, MembersError, ProposeError, ReadError, StoreError};
+pub use handle::{Metrics, Store, StoreConfig};
+pub use leadership::Leadership;
 pub use log::{LogError, writer::Health};
+pub use members::Members;
 pub use meter::Written;
 pub use network::{NoPeers, PeerError, Peers};
 pub use raft::Member;

@@ -68,6 +68,13 @@ pub(super) struct Members {
     all: BTreeMap<u64, Member>,
 }
 
+impl Members {
+    /// A membership of one.
+    pub(super) fn only(id: u64, member: Member) -> Self {
+        Members { voters: vec![BTreeSet::from([id])], all: BTreeMap::from([(id, member)]) }
+    }
+}
+
 impl From<&Membership<u64, Member>> for Members {
     fn from(membership: &Membership<u64, Member>) -> Self {
         Members {

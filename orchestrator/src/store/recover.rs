@@ -21,7 +21,8 @@ use super::{
     snapshot::{Snapshot, SnapshotFiles},
 };
 
-const LOCK_FILE: &str = "lock";
+/// The file that is locked while a store is open.
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// The lock on the store's folder, held by everything that may write there.
 #[derive(Debug)]
@@ -49,13 +50,7 @@ pub(super) struct Recovered {
 pub(super) fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError> {
     // The state holds secrets.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| io_error(dir, error))?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK_FILE));
-    let file = file.map_err(|error| io_error(dir, error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::Locked { dir: dir.into() }),
-        Err(error) => return Err(io_error(dir, io::Error::from(error))),
-    }
+    let file = lock_folder(dir)?;
     let (open, closed) = watch::channel(());
     let lock = Arc::new(FolderLock { _file: file, _open: open });
     let disk: Arc<dyn Disk> = Arc::new(HostDisk::new(dir));
@@ -93,6 +88,17 @@ pub(super) fn recover(dir: &Path, raft_id: u64) -> Result<Recovered, StoreError>
         previous: found.previous,
         damaged,
     })
+}
+
+/// Takes the lock on a store's folder, for as long as the file is open.
+pub(super) fn lock_folder(dir: &Path) -> Result<fs::File, StoreError> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK_FILE));
+    let file = file.map_err(|error| io_error(dir, error))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked { dir: dir.into() }),
+        Err(error) => Err(io_error(dir, io::Error::from(error))),
+    }
 }
 
 pub(super) fn io_error(dir: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
