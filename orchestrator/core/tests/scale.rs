@@ -2,7 +2,8 @@
 
 #![cfg(test)]
 
-mod support;
+#[path = "support/parts.rs"]
+mod parts;
 
 use orchestrator_core::{
     assignment::{Assignments, assign},
@@ -13,8 +14,8 @@ use orchestrator_core::{
     state::State,
     wire,
 };
+use parts::{authority, default_parts};
 use std::{collections::BTreeMap, time::Instant};
-use support::{authority, default_parts};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
