@@ -352,7 +352,8 @@ pub fn forwarding(assignment: &Assignment, observed: &Observed) -> Table {
                 let attached = seen.attached.as_ref()?;
                 let same = |own: &PortSpec| (own.protocol, own.published) == (port.protocol, port.published);
                 let (own, slot) = backend.slots.iter().find(|(own, _)| same(own))?;
-                let state = if backend.active { BackendState::Active } else { BackendState::Draining };
+                let state =
+                    if backend.is_open_to(assignment.node) { BackendState::Active } else { BackendState::Draining };
                 let (v4, v6, ifindex) = (Some(attached.v4), attached.v6, attached.ifindex);
                 Some((*slot, Backend { v4, v6, port: own.target, ifindex, state }))
             });
@@ -370,7 +371,7 @@ pub fn names(assignment: &Assignment, observed: &Observed) -> BTreeMap<String, V
         let ready = service
             .backends
             .iter()
-            .filter(|backend| backend.active && backend.node == assignment.node)
+            .filter(|backend| backend.node == assignment.node && backend.is_open_to(assignment.node))
             .filter_map(|backend| observed.tasks.get(&backend.task))
             .filter(|seen| is_ready(seen))
             .filter_map(|seen| seen.attached.clone())

@@ -12,7 +12,7 @@ use orchestrator_core::{
         reconcile, report,
     },
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 const TASK: TaskId = TaskId(1);
 const HERE: NodeId = NodeId(7);
@@ -39,8 +39,8 @@ fn assigned(desired: Desired) -> Assignment {
         index: 2,
         on_disconnect: None,
     };
-    let backend =
-        AssignedBackend { task: TASK, node: HERE, index: 2, slots: vec![(WEB, 5)], active: desired == Desired::Run };
+    let ending = desired != Desired::Run;
+    let backend = AssignedBackend { task: TASK, node: HERE, index: 2, slots: vec![(WEB, 5)], ending, up: false };
     let service = AssignedService { name: "web".into(), ports: vec![WEB], backends: vec![backend] };
     Assignment {
         node: HERE,
@@ -58,14 +58,14 @@ fn assigned(desired: Desired) -> Assignment {
         },
         tasks: [(TASK, task)].into(),
         history: Default::default(),
-        services: [(ServiceId(1), service)].into(),
+        services: Arc::new([(ServiceId(1), service)].into()),
     }
 }
 
 /// Nothing is assigned but the memory of the task.
 fn history(kept: bool) -> Assignment {
     let history = if kept { [TASK].into() } else { Default::default() };
-    Assignment { tasks: BTreeMap::new(), history, services: BTreeMap::new(), ..assigned(Desired::Run) }
+    Assignment { tasks: BTreeMap::new(), history, services: Arc::default(), ..assigned(Desired::Run) }
 }
 
 fn attached() -> Attached {
