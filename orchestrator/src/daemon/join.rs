@@ -19,7 +19,7 @@ use crate::{
 use anyhow::Context;
 use orchestrator_core::{
     intent,
-    model::{Availability, Node, NodeDescription, NodeId, Role},
+    model::{Availability, Node, NodeDescription, NodeId, Role, Secret16},
     protocol::{JoinAnswer, JoinRequest, Welcome},
     state::{Applied, State},
 };
@@ -129,7 +129,7 @@ async fn ask(endpoint: &Endpoint, address: SocketAddr, application: &Application
     let (mut out, mut input) = connection.open().await?;
     let request = JoinRequest {
         secret: application.token.secret,
-        csr: application.key.csr()?,
+        csr: application.key.csr(),
         hostname: application.hostname.into(),
         description: application.description.clone(),
         availability: application.availability,
@@ -217,9 +217,9 @@ impl Gate {
             let Some(cluster) = state.cluster.as_ref() else {
                 return JoinAnswer::Later("the cluster is being made".into());
             };
-            let role = if cluster.tokens.manager.matches(&request.secret) {
+            let role = if cluster.tokens.manager == Secret16(request.secret) {
                 Role::Manager
-            } else if cluster.tokens.worker.matches(&request.secret) {
+            } else if cluster.tokens.worker == Secret16(request.secret) {
                 Role::Worker
             } else {
                 self.attempts.failed(remote.ip(), Instant::now());
@@ -247,7 +247,7 @@ impl Gate {
                 description,
                 created_at: clock::now(),
             };
-            let entry = match intent::join_node(&state, wanted, clock::now()) {
+            let entry = match intent::join_node(&state, wanted, role, clock::now()) {
                 Ok(entry) => entry,
                 Err(refusal) => return JoinAnswer::Refused(refusal.to_string()),
             };

@@ -302,6 +302,7 @@ impl Link {
         let mut beat = interval(self.contact.heartbeat());
         let mut silent_since = Instant::now();
         let mut left = None::<oneshot::Sender<()>>;
+        let mut raft = self.parts.manager.clone();
         self.reports.mark_changed();
         loop {
             let mut says = None;
@@ -323,7 +324,7 @@ impl Link {
                     }
                     says = self.report().map(Up::Report);
                 }
-                _ = self.parts.manager.changed() => self.reports.mark_changed(),
+                _ = raft.changed() => self.reports.mark_changed(),
                 () = leads(&mut self.parts.manager) => return Ended::Own,
                 Some(told) = self.leave.recv() => {
                     says = Some(Up::Leave);

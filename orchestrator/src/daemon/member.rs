@@ -1,7 +1,7 @@
 //! This node's membership of a cluster: how it begins, what runs while it lasts, how it ends.
 
 use super::{
-    Base, Daemon, Identity, Manager, certificates,
+    Base, Daemon, Identity, Manager,
     join::{self, Application, JoinError},
     link::{self, Link, Standing},
     manager, role,
@@ -525,7 +525,7 @@ impl Daemon {
             let raft_id = manager.raft_id;
             manager.stop().await;
             let config = manager::config(&self.config.state_dir, raft_id, member.node, &self.base.endpoint);
-            Store::force_alone(config).await?;
+            Store::force_alone(config).await?.shutdown().await;
             let started = self.base.start_manager(raft_id, member.node).await?;
             member.manager.send_replace(Some(started.clone()));
             timeout(SETTLES, started.store.leadership().wait_for(Option::is_some)).await.context("waiting for the lead")??;

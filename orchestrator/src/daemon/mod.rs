@@ -37,7 +37,7 @@ use crate::{
     config::Config,
     leader,
     pki::LastSeen,
-    store::{Health, StoreError},
+    store::StoreError,
     transport::{Discovery, Endpoint, EndpointConfig},
 };
 use anyhow::Context;
@@ -51,7 +51,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -136,8 +136,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
     let ending = CancellationToken::new();
     let app = App::new(daemon.clone(), daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    gate.open(app.clone());
     // Who connects meanwhile waits for an answer; before, it would be told that this node belongs to no cluster.
     daemon.join_again().await?;
+    daemon.spawn(addresses(daemon.clone()));
     let server = tokio::spawn(api::server::serve(listener, app));
     tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
     let mut failed = None;

@@ -2,7 +2,7 @@
 
 use super::View;
 use crate::store::Store;
-use orchestrator_core::members::{Step, next_step};
+use orchestrator_core::members::{Members, Step, next_step};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -15,20 +15,24 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
     let mut members = store.watch_members();
     loop {
         let state = states.borrow_and_update().clone();
-        let known = members.borrow_and_update().clone();
+        let known = known(&members.borrow_and_update());
         let live = view.borrow_and_update().live.clone();
         if let Some(step) = next_step(&state, &live, &known) {
             tracing::info!(?step, "changing the membership of raft");
             let done = match step {
-                Step::AddLearner { raft_id, node } => store.add_learner(raft_id, node.to_string()).await,
-                Step::MakeVoter(raft_id) => store.make_voter(raft_id).await,
-                Step::Remove(raft_id) => store.remove(raft_id).await,
-                Step::HandOver => store.hand_over().await,
+                Step::AddLearner { raft_id, node } => {
+                    store.add_learner(raft_id, node.to_string()).await.map_err(anyhow::Error::from)
+                }
+                Step::MakeVoter(raft_id) => store.make_voter(raft_id).await.map_err(Into::into),
+                Step::Remove(raft_id) => store.remove(raft_id).await.map_err(Into::into),
+                Step::HandOver => store.hand_over().await.map_err(Into::into),
             };
             if let Err(error) = done {
-                tracing::warn!(?step, error = format!("{:#}", anyhow::Error::from(error)), "not yet");
+                tracing::warn!(?step, error = format!("{error:#}"), "not yet");
                 tokio::time::sleep(RETRY).await;
             }
+            // What was changed shows a moment later.
+            let _late = tokio::time::timeout(RETRY, members.changed()).await;
             continue;
         }
         tokio::select! {
@@ -37,4 +41,9 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
             changed = view.changed() => if changed.is_err() { return },
         }
     }
+}
+
+pub(super) fn known(members: &crate::store::Members) -> Members {
+    let crate::store::Members { voters, learners, own } = members.clone();
+    Members { voters, learners, own }
 }

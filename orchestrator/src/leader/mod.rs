@@ -98,8 +98,8 @@ async fn lead(
                 }
             }
         }
-        let known = members.borrow_and_update().clone();
-        let mut assignments = Assignments::new(&state, &live, term, &known);
+        let known = members::known(&members.borrow_and_update());
+        let assignments = Assignments::new(&state, &live, term, &known);
         for node in sessions.nodes() {
             sessions.assign(node, assignments.of(node));
         }
