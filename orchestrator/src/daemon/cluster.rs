@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use orchestrator_core::{
     intent,
     model::{Availability, Ca, Live, Node, NodeId, Role, Secret, Secret16, Settings, Tokens},
-    plan::Subject,
     state::{Applied, Entry, State},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -47,15 +46,7 @@ impl Cluster for Daemon {
     }
 
     fn reasons(&self) -> Arc<Reasons> {
-        let mut reasons = Reasons::default();
-        for (subject, why) in &self.leader_view.borrow().plan.reasons {
-            let lines = match subject {
-                Subject::Task(task) => reasons.tasks.entry(*task).or_default(),
-                Subject::Service(service) => reasons.services.entry(*service).or_default(),
-            };
-            lines.push(why.to_string());
-        }
-        Arc::new(reasons)
+        Arc::new(Reasons::of(&self.leader_view.borrow().plan.reasons))
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
