@@ -7,13 +7,14 @@ use super::{
     node::{Cluster, *},
     server,
 };
+use crate::pki::Authority;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use orchestrator_core::{
     intent::{self, Refusal},
     model::*,
-    plan::{self, Subject},
+    plan,
     state::{Applied, Entry, State, Stored},
 };
 use std::{
@@ -230,14 +231,7 @@ impl Shared {
                 return;
             }
             let plan = plan::plan(state, live, now());
-            let mut reasons = Reasons::default();
-            for (subject, why) in &plan.reasons {
-                match subject {
-                    Subject::Task(id) => reasons.tasks.entry(*id).or_default().push(why.to_string()),
-                    Subject::Service(id) => reasons.services.entry(*id).or_default().push(why.to_string()),
-                }
-            }
-            inner.reasons = reasons;
+            inner.reasons = Reasons::of(&plan.reasons);
             let Some(entry) = plan.entry else { break };
             let index = inner.state.revision + 1;
             assert!(matches!(inner.state.apply(index, &entry), Applied::Done { .. }));
@@ -293,7 +287,8 @@ impl Daemon {
         let description = node.description.clone();
         let entry = if inner.state.cluster.is_none() {
             inner.leader = Some(self.id);
-            let ca = Ca { certificate: vec![0x30, 0x03, 0x02, 0x01, 0x07], key: Secret(Vec::new()) };
+            let made = Authority::create(ClusterId(7), now()).unwrap();
+            let ca = Ca { certificate: made.certificate, key: Secret(made.key) };
             let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
             intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, settings, now())?
         } else {

@@ -10,6 +10,7 @@ use orchestrator_core::{
         Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Settings, Signal,
         TaskId,
     },
+    plan::{NodeRefusal, Subject, Why},
     state::{Applied, Entry, State},
 };
 use serde::{Deserialize, Serialize};
@@ -184,8 +185,30 @@ pub enum Leader {
 pub struct Reasons {
     /// Why a task is not placed, one line per rule and the nodes that it refused.
     pub tasks: BTreeMap<TaskId, Vec<String>>,
+    /// Why each node refuses a task that no node takes, by its id.
+    pub refusals: BTreeMap<TaskId, Arc<BTreeMap<NodeId, NodeRefusal>>>,
     /// What holds for a service as a whole, for example a paused update.
     pub services: BTreeMap<ServiceId, Vec<String>>,
+}
+
+impl Reasons {
+    /// The planner's reasons as text.
+    #[must_use]
+    pub fn of(plan: &BTreeMap<Subject, Why>) -> Self {
+        let mut reasons = Self::default();
+        for (subject, why) in plan {
+            match subject {
+                Subject::Task(task) => {
+                    if let Why::NoNode(nodes) = why {
+                        reasons.refusals.insert(*task, Arc::clone(nodes));
+                    }
+                    reasons.tasks.entry(*task).or_default().push(why.to_string());
+                }
+                Subject::Service(service) => reasons.services.entry(*service).or_default().push(why.to_string()),
+            }
+        }
+        reasons
+    }
 }
 
 /// What a new cluster is made with; what is `None` has the daemon's default.

@@ -165,7 +165,7 @@ fn is_marked(response: &Response) -> bool {
 }
 
 /// Docker's words for a node that has no say in a cluster.
-fn not_manager(app: &App) -> ApiError {
+pub(super) fn not_manager(app: &App) -> ApiError {
     if app.cluster.membership().cluster.is_none() {
         return super::node::ProposeError::NoCluster.into();
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, Ledger},
-    api::node::{Failure, InitRequest, JoinRequest, SettingsWish},
+    api::node::{Failure, InitRequest, JoinRequest},
     clock,
     pki::{Authority, Credentials, NodeKey, Token},
     store::{self, Health, Store, StoreError},
@@ -234,7 +234,7 @@ impl Daemon {
             return Ok(credentials);
         }
         let now = clock::now();
-        let settings = settings(Settings::default(), &request.settings);
+        let settings = request.settings.clone().over(Settings::default());
         let ca = Authority::create(identity.cluster, self.base.time.now())?;
         let credentials = self.own_credentials(credentials.key(), identity.cluster, &ca, &settings)?;
         credentials.save(&self.config.state_dir)?;
@@ -553,19 +553,6 @@ async fn founded(store: &Store) -> bool {
     let mut leadership = store.leadership();
     let _late = timeout(SETTLES, leadership.wait_for(Option::is_some)).await;
     store.state().cluster.is_some()
-}
-
-/// Settings with what the user wants otherwise.
-fn settings(mut settings: Settings, wish: &SettingsWish) -> Settings {
-    settings.task_history = wish.task_history.unwrap_or(settings.task_history);
-    settings.cert_validity = wish.cert_validity.unwrap_or(settings.cert_validity);
-    if let Some(heartbeat) = wish.heartbeat {
-        settings.set_heartbeat(heartbeat);
-    }
-    if let Some(labels) = &wish.labels {
-        settings.labels.clone_from(labels);
-    }
-    settings
 }
 
 /// Joins as `edged.toml` says, for as long as it takes.

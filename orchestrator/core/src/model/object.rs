@@ -89,12 +89,6 @@ impl Settings {
     /// Shorter lives of certificates would have nodes renew them all the time, and clocks are rarely that exact.
     pub const CERT_VALIDITY_MIN: Millis = Millis::from_secs(60 * 60);
 
-    /// Sets the time between two signs of life; a node is down when five of them are missed.
-    pub fn set_heartbeat(&mut self, heartbeat: Millis) {
-        self.heartbeat = heartbeat;
-        self.down_after = Millis(heartbeat.0.saturating_mul(5));
-    }
-
     /// Whether the values fit together.
     ///
     /// # Errors

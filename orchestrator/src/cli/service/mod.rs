@@ -329,12 +329,20 @@ async fn explain(client: &Client, out: &mut Out, name: &str, json: bool) -> Resu
     for reason in &service.reasons {
         out.line(&format!("  {reason}"))?;
     }
+    let mut before = None;
     for task in &service.tasks {
         let node = if task.node.is_empty() { String::new() } else { format!(" on {}", task.node) };
         out.line(&format!("{} ({}){node}: {} ({})", task.name, short_id(&task.id), task.state, task.message))?;
         for reason in &task.reasons {
             out.line(&format!("  {reason}"))?;
         }
+        // Tasks that wait usually wait for the same reasons.
+        if before != Some(&task.nodes) {
+            for (node, why) in &task.nodes {
+                out.line(&format!("    {node}: {why}"))?;
+            }
+        }
+        before = Some(&task.nodes);
     }
     if service.tasks.is_empty() && service.reasons.is_empty() && service.running >= service.desired {
         out.line("Everything is as it was asked for.")?;
