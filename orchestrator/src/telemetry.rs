@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 pub const FILTER_VARIABLE: &str = "EDGED_LOG";
 
 /// openraft and the registry client tell at `info` what matters to their own developers only.
-const DEFAULT_FILTER: &str = "info,openraft=warn,oci_client=warn,libcontainer=warn,netlink_proto=warn";
+const DEFAULT_FILTER: &str = "info,openraft=error,oci_client=warn,libcontainer=warn,netlink_proto=warn";
 
 /// Starts logging. Called once, at the start of `main`.
 pub fn init() {
