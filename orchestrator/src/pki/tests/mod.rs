@@ -3,7 +3,7 @@
 mod handshake;
 
 use super::*;
-use orchestrator_core::model::{ClusterId, Millis, Role};
+use orchestrator_core::model::{Ca, ClusterId, Millis, Role};
 use std::{
     path::Path,
     sync::{
