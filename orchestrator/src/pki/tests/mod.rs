@@ -3,6 +3,7 @@
 mod authority;
 mod credentials;
 mod handshake;
+mod impostors;
 mod last_seen;
 mod renewal;
 mod token;
