@@ -241,12 +241,20 @@ fn directory(state_dir: &Path) -> Result<PathBuf, CredentialsError> {
     Ok(dir)
 }
 
+/// Removes the file and what an interrupted write of it left.
 fn forget(dir: &Path, name: &str) -> Result<(), CredentialsError> {
     let path = dir.join(name);
-    let remove = || match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => File::open(dir)?.sync_all(),
-    };
-    remove().map_err(|source| CredentialsError::Disk { action: "removing", path: path.clone(), source })
+    let mut found = false;
+    for path in [path.with_extension("new"), path] {
+        match std::fs::remove_file(&path) {
+            Ok(()) => found = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(CredentialsError::Disk { action: "removing", path, source }),
+        }
+    }
+    if !found {
+        return Ok(());
+    }
+    let sync = File::open(dir).and_then(|dir| dir.sync_all());
+    sync.map_err(|source| CredentialsError::Disk { action: "removing", path: dir.into(), source })
 }
