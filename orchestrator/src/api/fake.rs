@@ -7,7 +7,7 @@ use super::{
     node::{Cluster, *},
     server,
 };
-use crate::pki::Authority;
+use crate::pki::{Authority, BadToken, Token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -391,6 +391,14 @@ impl Cluster for Daemon {
         Arc::new(self.shared.inner.lock().unwrap().reasons.clone())
     }
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
+        if request.force_new_cluster {
+            let mut inner = self.shared.inner.lock().unwrap();
+            let entry = intent::force_new_cluster(&inner.state, self.id, 1, now()).unwrap();
+            let index = inner.state.revision + 1;
+            inner.state.apply(index, &entry);
+            inner.leader = Some(self.id);
+            return Ok(self.id);
+        }
         self.check_outside()?;
         let settings = request.settings.over(Settings::default());
         self.enter(Role::Manager, request.availability.unwrap_or(Availability::Active), settings)
@@ -399,9 +407,11 @@ impl Cluster for Daemon {
     }
     async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
         self.check_outside()?;
-        let role = match request.token.as_str() {
-            "worker" => Role::Worker,
-            "manager" => Role::Manager,
+        let token: Token = request.token.parse().map_err(|error: BadToken| Failure::Invalid(error.to_string()))?;
+        let tokens = self.shared.inner.lock().unwrap().state.cluster.as_ref().map(|cluster| cluster.tokens.clone());
+        let role = match tokens {
+            Some(tokens) if tokens.worker == Secret16(token.secret) => Role::Worker,
+            Some(tokens) if tokens.manager == Secret16(token.secret) => Role::Manager,
             _ => return Err(Failure::Denied("the token is refused".into())),
         };
         self.enter(role, request.availability.unwrap_or(Availability::Active), Settings::default())
