@@ -13,6 +13,7 @@ pub mod dataplane;
 pub mod image;
 pub mod leader;
 pub mod network;
+pub mod pki;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

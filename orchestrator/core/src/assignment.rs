@@ -2,8 +2,10 @@
 //! knows of the other nodes ([`assign`]); the node keeps the last one.
 
 use crate::{
+    members::Members,
     model::{
-        Desired, Live, NodeId, PortSpec, Service, ServiceId, ServiceSpec, Slot, Task, TaskId, TaskSpec, TaskState,
+        Desired, Live, Millis, NodeId, PortSpec, Role, Service, ServiceId, ServiceSpec, Settings, Slot, Task, TaskId,
+        TaskSpec, TaskState,
     },
     state::State,
 };
@@ -25,6 +27,8 @@ pub struct Assignment {
     pub revision: u64,
     /// Edition of the leader's live knowledge ([`Live::edition`]) it was made from; counts within a term.
     pub edition: u64,
+    /// What the node is to the cluster, and how it finds the others.
+    pub membership: Membership,
     /// Tasks of this node that have not ended, as far as the leader knows. One that ended stays here until its node has
     /// reported the end and the end is replicated.
     pub tasks: BTreeMap<TaskId, AssignedTask>,
@@ -32,6 +36,26 @@ pub struct Assignment {
     pub history: BTreeSet<TaskId>,
     /// Services that this node forwards to and resolves the names of.
     pub services: BTreeMap<ServiceId, AssignedService>,
+}
+
+/// What a node must know of the cluster to be a member of it, with or without a leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// What its certificate should name.
+    pub role: Role,
+    /// The number under which it is to keep the log; `None` if it is to keep none. A node that is demoted has a number until
+    /// the log's membership has let go of it, and one that is promoted anew meanwhile gets the new number only then.
+    pub raft_id: Option<u64>,
+    /// Where the managers are: `address:port`, IPv6 addresses in brackets.
+    pub managers: BTreeMap<NodeId, String>,
+    /// [`Settings::heartbeat`].
+    pub heartbeat: Millis,
+    /// [`Settings::down_after`].
+    pub down_after: Millis,
+    /// [`Settings::cert_validity`].
+    pub cert_validity: Millis,
+    /// Certificate of the authority, DER.
+    pub ca: Vec<u8>,
 }
 
 /// One task of the node.
@@ -50,6 +74,8 @@ pub struct AssignedTask {
     pub desired: Desired,
     /// Host part of its address on the node-local network.
     pub index: u16,
+    /// The node stops it after this time without a manager; `None` if it keeps it.
+    pub on_disconnect: Option<Millis>,
 }
 
 /// One service, as far as forwarding and names need it.
@@ -90,8 +116,8 @@ impl Assignment {
     /// node's report is to confirm the newer revision.
     #[must_use]
     pub fn says_the_same(&self, other: &Assignment) -> bool {
-        (&self.node, &self.tasks, &self.history, &self.services)
-            == (&other.node, &other.tasks, &other.history, &other.services)
+        (&self.node, &self.membership, &self.tasks, &self.history, &self.services)
+            == (&other.node, &other.membership, &other.tasks, &other.history, &other.services)
     }
 
     fn number(&self) -> (u64, u64, u64) {
@@ -99,14 +125,17 @@ impl Assignment {
     }
 }
 
-/// Everything that `node` should have.
+/// Everything that `node` should have. `members` is the log's membership as the leader's store has it.
 #[must_use]
-pub fn assign(state: &State, live: &Live, node: NodeId, term: u64) -> Assignment {
+pub fn assign(state: &State, live: &Live, node: NodeId, term: u64, members: &Members) -> Assignment {
+    let default = Settings::default();
+    let settings = state.cluster.as_ref().map_or(&default, |cluster| &cluster.settings);
     let mut assignment = Assignment {
         node,
         term,
         revision: state.revision,
         edition: live.edition,
+        membership: membership(state, live, node, members),
         tasks: BTreeMap::new(),
         history: BTreeSet::new(),
         services: services(state),
@@ -116,7 +145,7 @@ pub fn assign(state: &State, live: &Live, node: NodeId, term: u64) -> Assignment
         let (Some(service), Some(version)) = (state.services.get(&task.service), state.spec_of(task)) else { continue };
         if placed.node == node {
             if task.outcome.is_none() {
-                assignment.tasks.insert(*id, assigned_task(service, task, &version.spec, placed.index));
+                assignment.tasks.insert(*id, assigned_task(service, task, &version.spec, placed.index, settings));
             } else if task.desired != Desired::Remove {
                 assignment.history.insert(*id);
             }
@@ -166,7 +195,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, AssignedService> {
     present.map(assigned).collect()
 }
 
-fn assigned_task(service: &Service, task: &Task, spec: &ServiceSpec, index: u16) -> AssignedTask {
+fn assigned_task(service: &Service, task: &Task, spec: &ServiceSpec, index: u16, settings: &Settings) -> AssignedTask {
     AssignedTask {
         service: service.id,
         service_name: service.name.to_string(),
@@ -174,6 +203,24 @@ fn assigned_task(service: &Service, task: &Task, spec: &ServiceSpec, index: u16)
         spec: spec.task.clone(),
         desired: task.desired,
         index,
+        on_disconnect: spec.disconnect_stop(settings),
+    }
+}
+
+fn membership(state: &State, live: &Live, node: NodeId, members: &Members) -> Membership {
+    let cluster = state.cluster.as_ref();
+    let settings = cluster.map_or_else(Settings::default, |cluster| cluster.settings.clone());
+    let known = state.nodes.get(&node);
+    let runs = live.nodes.get(&node).and_then(|known| known.report.raft).filter(|id| members.contains(*id));
+    let managers = state.nodes.values().filter(|node| node.raft_id.is_some());
+    Membership {
+        role: known.map_or(Role::Worker, |known| known.role),
+        raft_id: runs.or_else(|| known.and_then(|known| known.raft_id)),
+        managers: managers.filter_map(|manager| Some((manager.id, manager.description.control()?))).collect(),
+        heartbeat: settings.heartbeat,
+        down_after: settings.down_after,
+        cert_validity: settings.cert_validity,
+        ca: cluster.map_or_else(Vec::new, |cluster| cluster.ca.certificate.clone()),
     }
 }
 

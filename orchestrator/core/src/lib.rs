@@ -15,6 +15,7 @@ pub mod check;
 pub mod find;
 pub mod forwarding;
 pub mod intent;
+pub mod members;
 pub mod model;
 pub mod node;
 pub mod plan;

@@ -15,7 +15,7 @@
 use crate::{
     assignment::{AssignedTask, Assignment},
     forwarding::{Backend, BackendState, Table},
-    model::{Desired, ImageName, Millis, PortSpec, TaskId, TaskReport, TaskState, UnixMillis},
+    model::{Desired, ImageName, Millis, PortSpec, RestartPolicy, TaskId, TaskReport, TaskState, UnixMillis},
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +34,9 @@ pub struct Observed {
     pub tasks: BTreeMap<TaskId, TaskObserved>,
     /// Backend numbers that new connections may be sent to.
     pub serving: BTreeSet<u16>,
+    /// Since when the node hears no manager, as far as it knows: when it lost the last one, or when the agent started if it
+    /// has heard none since. `None` while it hears one.
+    pub cut_off_since: Option<UnixMillis>,
 }
 
 /// What there is of one task.
@@ -57,6 +60,8 @@ pub struct TaskObserved {
     pub stopping: Option<Stopping>,
     /// A step that failed for good.
     pub failure: Option<Failure>,
+    /// When the node started it again by itself, oldest first ([`note_restart`]).
+    pub restarts: Vec<UnixMillis>,
     /// Files of it that outlive the container: logs.
     pub traces: bool,
 }
@@ -165,6 +170,13 @@ pub enum Op {
     Detach,
     /// Remove its logs.
     Forget,
+}
+
+/// Notes that the node started a task again by itself. Only as many are kept as the policy counts.
+pub fn note_restart(restarts: &mut Vec<UnixMillis>, policy: &RestartPolicy, now: UnixMillis) {
+    restarts.push(now);
+    let kept = (policy.max_attempts as usize).max(1);
+    restarts.drain(..restarts.len().saturating_sub(kept));
 }
 
 /// What to do now.

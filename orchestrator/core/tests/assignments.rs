@@ -6,6 +6,7 @@ mod support;
 
 use orchestrator_core::{
     assignment::{Assignment, assign},
+    members::Members,
     model::*,
 };
 use support::Cluster;
@@ -17,7 +18,7 @@ fn cluster(script: &str) -> Cluster {
 }
 
 fn told(cluster: &Cluster, node: &str) -> Assignment {
-    assign(&cluster.state, &cluster.live, cluster.node_id(node), 1)
+    assign(&cluster.state, &cluster.live, cluster.node_id(node), 1, &Members::default())
 }
 
 /// Tasks by name, with what is asked of them.

@@ -8,9 +8,9 @@ use orchestrator_core::{
     find::{find_node, find_service, find_task},
     intent::{self, NodeWish, Refusal},
     model::*,
-    state::{Applied, Key, State},
+    state::{Applied, Entry, Key, State},
 };
-use support::{Cluster, default_parts};
+use support::{Cluster, authority, default_parts};
 
 fn cluster(script: &str) -> Cluster {
     let mut cluster = Cluster::new();
@@ -27,6 +27,11 @@ fn service(state: &State, name: &str) -> (ServiceId, u64) {
     (id, state.services[&id].revision)
 }
 
+fn init(state: &State, node: Node, settings: Settings) -> Result<Entry, Refusal> {
+    let (ca, tokens) = authority();
+    intent::init_cluster(state, ClusterId(1), node, ca, tokens, settings, UnixMillis(0))
+}
+
 #[test]
 fn two_services_of_one_name_that_did_not_see_each_other_do_not_both_come_to_be() {
     let mut cluster = cluster("node a");
@@ -35,7 +40,7 @@ fn two_services_of_one_name_that_did_not_see_each_other_do_not_both_come_to_be()
     cluster.run("pause a");
     let (_, second) = intent::create_service(&cluster.state, spec("web"), cluster.now).unwrap();
     cluster.apply(&second);
-    assert!(matches!(cluster.state.apply(99, &first), Applied::Conflict { key: Key::Cluster, .. }));
+    assert!(matches!(cluster.state.apply(99, &first), Applied::Conflict { key: Key::Turn, .. }));
     assert_eq!(cluster.state.services.len(), 1);
 }
 
@@ -89,8 +94,8 @@ fn the_last_manager_stays_one() {
     let id = cluster.node_id("a");
     let node = &cluster.state.nodes[&id];
     let wish = NodeWish { role: Role::Worker, availability: Availability::Active, labels: node.labels.clone() };
-    let refused = intent::update_node(&cluster.state, id, node.revision, wish, cluster.now).unwrap_err();
-    assert_eq!(refused.to_string(), "attempting to demote the last manager of the cluster");
+    let refused = intent::update_node(&cluster.state, &cluster.live, id, node.revision, wish, cluster.now).unwrap_err();
+    assert_eq!(refused.to_string(), "attempting to demote the last manager of the swarm");
 }
 
 #[test]
@@ -100,7 +105,7 @@ fn of_the_last_two_managers_only_one_steps_down() {
         let id = cluster.node_id(name);
         let node = &cluster.state.nodes[&id];
         let wish = NodeWish { role: Role::Worker, availability: Availability::Active, labels: node.labels.clone() };
-        intent::update_node(&cluster.state, id, node.revision, wish, cluster.now).unwrap()
+        intent::update_node(&cluster.state, &cluster.live, id, node.revision, wish, cluster.now).unwrap()
     };
     let (first, second) = (down("a"), down("b"));
     cluster.apply(&first);
@@ -111,14 +116,14 @@ fn of_the_last_two_managers_only_one_steps_down() {
 fn a_node_that_says_nothing_new_writes_nothing_and_keeps_what_users_decided() {
     let mut cluster = cluster("node a label=zone:x\ndrain a");
     let known = Node::clone(&cluster.state.nodes[&cluster.node_id("a")]);
-    assert_eq!(intent::put_node(&cluster.state, known.clone(), cluster.now), Ok(None));
+    assert_eq!(intent::join_node(&cluster.state, known.clone(), Role::Manager, cluster.now), Ok(None));
     let told = Node {
         hostname: "renamed".into(),
         availability: Availability::Active,
         labels: Default::default(),
         ..known.clone()
     };
-    let entry = intent::put_node(&cluster.state, told, cluster.now).unwrap().unwrap();
+    let entry = intent::join_node(&cluster.state, told, Role::Worker, cluster.now).unwrap().unwrap();
     cluster.apply(&entry);
     assert_eq!(*cluster.state.nodes[&known.id].value, Node { hostname: "renamed".into(), ..known });
 }
@@ -127,11 +132,11 @@ fn a_node_that_says_nothing_new_writes_nothing_and_keeps_what_users_decided() {
 fn a_cluster_is_initialised_once_and_before_anything_else() {
     let cluster = cluster("node a");
     let node = Node::clone(&cluster.state.nodes[&cluster.node_id("a")]);
-    let again = intent::init_cluster(&cluster.state, ClusterId(1), node.clone(), cluster.now);
+    let again = init(&cluster.state, node.clone(), Settings::default());
     assert_eq!(again.unwrap_err().to_string(), "this node is already part of a cluster");
     let early = intent::create_service(&State::default(), spec("web"), cluster.now);
     assert_eq!(early, Err(Refusal::NoCluster));
-    assert_eq!(intent::put_node(&State::default(), node, cluster.now), Err(Refusal::NoCluster));
+    assert_eq!(intent::join_node(&State::default(), node, Role::Worker, cluster.now), Err(Refusal::NoCluster));
 }
 
 #[test]

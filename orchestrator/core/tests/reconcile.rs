@@ -1,11 +1,11 @@
 //! The node's half of the pattern: what it has and what it should have in, steps, forwarding and reports out.
 
 use orchestrator_core::{
-    assignment::{AssignedBackend, AssignedService, AssignedTask, Assignment},
+    assignment::{AssignedBackend, AssignedService, AssignedTask, Assignment, Membership},
     forwarding::BackendState,
     model::{
         ContainerSpec, Desired, ImageName, Millis, NodeId, Placement, PortSpec, Protocol, PublishMode, Resources,
-        RestartPolicy, ServiceId, Slot, TaskId, TaskSpec, TaskState, UnixMillis,
+        RestartPolicy, Role, ServiceId, Slot, TaskId, TaskSpec, TaskState, UnixMillis,
     },
     node::{
         Attached, Container, Failure, Health, Observed, Op, Phase, Stopping, TaskObserved, forwarding, names,
@@ -37,6 +37,7 @@ fn assigned(desired: Desired) -> Assignment {
         },
         desired,
         index: 2,
+        on_disconnect: None,
     };
     let backend =
         AssignedBackend { task: TASK, node: HERE, index: 2, slots: vec![(WEB, 5)], active: desired == Desired::Run };
@@ -46,6 +47,15 @@ fn assigned(desired: Desired) -> Assignment {
         term: 1,
         revision: 1,
         edition: 0,
+        membership: Membership {
+            role: Role::Worker,
+            raft_id: None,
+            managers: BTreeMap::new(),
+            heartbeat: Millis(1000),
+            down_after: Millis(5000),
+            cert_validity: Millis(3_600_000),
+            ca: vec![],
+        },
         tasks: [(TASK, task)].into(),
         history: Default::default(),
         services: [(ServiceId(1), service)].into(),

@@ -245,6 +245,7 @@ impl Agent {
             term,
             revision,
             description: self.description.clone(),
+            raft: None,
             tasks: Default::default(),
             held_ports: Vec::new(),
         }

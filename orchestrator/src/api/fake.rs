@@ -258,21 +258,32 @@ impl Cluster for Daemon {
             version: "0.1.0".into(),
             labels: BTreeMap::new(),
             address: "10.0.0.5".into(),
+            port: 2377,
         };
         let node = Node {
             id,
             hostname: "pi1".into(),
             role: Role::Manager,
+            raft_id: None,
             availability: request.availability.unwrap_or(Availability::Active),
             labels: BTreeMap::new(),
             description: description.clone(),
             created_at: now(),
         };
-        let entry = intent::init_cluster(&inner.state, ClusterId(7), node, now())
+        let ca = Ca { certificate: Vec::new(), key: Secret(Vec::new()) };
+        let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+        let entry = intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, Settings::default(), now())
             .map_err(|refusal| Failure::Unavailable(refusal.to_string()))?;
         inner.state.apply(1, &entry);
-        let report =
-            Report { node: id, term: 1, revision: 1, description, tasks: BTreeMap::new(), held_ports: Vec::new() };
+        let report = Report {
+            node: id,
+            term: 1,
+            revision: 1,
+            description,
+            raft: Some(1),
+            tasks: BTreeMap::new(),
+            held_ports: Vec::new(),
+        };
         inner.live.nodes.insert(id, NodeLive { ready: true, since: now(), report });
         inner.node = Some(id);
         self.revision.send_replace(1);

@@ -8,7 +8,7 @@ use crate::{
 use async_trait::async_trait;
 use orchestrator_core::{
     intent,
-    model::{Availability, Live, Node, NodeId, Role},
+    model::{Availability, Ca, Live, Node, NodeId, Role, Secret, Secret16, Settings, Tokens},
     plan::Subject,
     state::{Applied, Entry, State},
 };
@@ -115,12 +115,18 @@ impl Daemon {
             id: member.identity.node,
             hostname: self.hostname.clone(),
             role: Role::Manager,
+            raft_id: None,
             availability: request.availability.unwrap_or(Availability::Active),
             labels: BTreeMap::new(),
             description: self.description.clone(),
             created_at: now,
         };
-        let first = intent::init_cluster(&State::default(), member.identity.cluster, node, now)?;
+        // Nobody can join yet: there is no authority, and no token is shown.
+        let ca = Ca { certificate: Vec::new(), key: Secret(Vec::new()) };
+        let secret = || Secret16(super::identity::random().to_be_bytes());
+        let tokens = Tokens { worker: secret(), manager: secret() };
+        let settings = Settings::default();
+        let first = intent::init_cluster(&State::default(), member.identity.cluster, node, ca, tokens, settings, now)?;
         match member.store.initialize(first).await {
             Ok(_) | Err(store::InitializeError::AlreadyInitialized) => Ok(()),
             Err(error) => Err(error.into()),

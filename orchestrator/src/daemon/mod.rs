@@ -160,6 +160,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             labels: config.labels.clone(),
             address: drivers.address(config.advertise_addr).await,
+            port: CONTROL_PORT,
         };
         Ok(Self {
             config,

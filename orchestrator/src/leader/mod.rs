@@ -11,7 +11,8 @@ use crate::{
 use orchestrator_core::{
     assignment::assign,
     intent,
-    model::{Live, Millis, Node, NodeId, NodeLive, Report, UnixMillis},
+    members::Members,
+    model::{Cluster, Live, Millis, NodeId, NodeLive, Report, UnixMillis},
     plan::{Plan, plan},
     state::{Applied, Entry, State},
 };
@@ -96,7 +97,10 @@ async fn lead(
                 }
             }
         }
-        sessions.assign(|node| state.nodes.contains_key(&node).then(|| assign(&state, &live, node, term)));
+        // One member: this one.
+        let own = state.nodes.values().find_map(|node| node.raft_id).unwrap_or(Cluster::FIRST_RAFT_ID);
+        let members = Members { voters: [own].into(), own, ..Members::default() };
+        sessions.assign(|node| state.nodes.contains_key(&node).then(|| assign(&state, &live, node, term, &members)));
 
         let due = [plan.wake_at, nodes.next_down(now), retry_at].into_iter().flatten().min();
         let sleep = Duration::from_millis(due.map_or(u64::MAX >> 12, |due| due.since(now).0.max(1)));
@@ -125,9 +129,9 @@ async fn lead(
 /// An entry that takes over what a node says of itself, if one says something new.
 fn description_changed(state: &State, live: &Live, now: UnixMillis) -> Option<Entry> {
     let mut told = live.nodes.values().filter_map(|node| {
-        let known = state.nodes.get(&node.report.node)?;
-        let new = Node { description: node.report.description.clone(), ..Node::clone(known) };
-        intent::put_node(state, new, now).ok().flatten()
+        let Report { node: id, description, .. } = &node.report;
+        let known = state.nodes.get(id)?;
+        intent::describe_node(state, *id, known.hostname.clone(), description.clone(), now).ok().flatten()
     });
     told.next()
 }
@@ -149,7 +153,7 @@ struct Heard {
 
 impl Roster {
     fn new(now: UnixMillis) -> Self {
-        Self { elected_at: now, edition: 0, nodes: BTreeMap::new() }
+        Self { elected_at: now, edition: now.0, nodes: BTreeMap::new() }
     }
 
     /// Takes a message in; tells whether it may change a plan.

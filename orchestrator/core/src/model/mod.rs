@@ -5,6 +5,7 @@ mod id;
 mod live;
 mod name;
 mod object;
+mod secret;
 mod service;
 
 pub use container::*;
@@ -12,6 +13,7 @@ pub use id::*;
 pub use live::*;
 pub use name::*;
 pub use object::*;
+pub use secret::*;
 pub use service::*;
 
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! What a user asks for: a service. [`ServiceSpec`] can only be made from [`ServiceParts`] that fit together.
 
-use super::{ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources};
+use super::{ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources, Settings};
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
@@ -32,6 +32,38 @@ pub struct ServiceParts {
     pub rollback: UpdateConfig,
     /// How others reach the tasks.
     pub endpoint: EndpointSpec,
+    /// What becomes of a task whose node reaches no manager; `None` leaves it to the number of replicas
+    /// ([`ServiceParts::disconnect_stop`]).
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long such a node waits before it stops the task; `None` is twice [`Settings::down_after`].
+    pub disconnect_grace: Option<Millis>,
+}
+
+/// What becomes of a task whose node reaches no manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnDisconnect {
+    /// It goes on: better twice than not at all.
+    Keep,
+    /// It ends after the grace: better not at all than twice.
+    Stop,
+}
+
+impl ServiceParts {
+    /// After which time without a manager a node stops a task of this service; `None` if it keeps it. Unless the user says
+    /// otherwise, the only replica of a service is stopped: it may guard data that two must not write.
+    #[must_use]
+    pub fn disconnect_stop(&self, settings: &Settings) -> Option<Millis> {
+        let on_disconnect = self.on_disconnect.unwrap_or(match self.mode {
+            Mode::Replicated { replicas: 1 } => OnDisconnect::Stop,
+            Mode::Replicated { .. } | Mode::Global => OnDisconnect::Keep,
+        });
+        match on_disconnect {
+            OnDisconnect::Keep => None,
+            OnDisconnect::Stop => {
+                Some(self.disconnect_grace.unwrap_or(Millis(settings.down_after.0.saturating_mul(2))))
+            }
+        }
+    }
 }
 
 /// What each task of a service is.
@@ -293,6 +325,12 @@ impl ServiceSpec {
             if config.max_failure_ppm > 1_000_000 {
                 return Err(Invalid::new(field, "max-failure-ratio must be between 0 and 1"));
             }
+        }
+        if parts.on_disconnect == Some(OnDisconnect::Keep) && parts.disconnect_grace.is_some() {
+            return Err(Invalid::new(
+                "disconnect-grace",
+                "has no meaning with on-disconnect keep: leave one of them out",
+            ));
         }
         if parts.rollback.on_failure == FailureAction::Rollback {
             return Err(Invalid::new("rollback-config", "failure-action must be pause or continue"));

@@ -166,22 +166,25 @@ impl Cluster {
             id,
             hostname: name.into(),
             role: Role::Manager,
+            raft_id: None,
             availability: Availability::Active,
             labels,
             description: description.clone(),
             created_at: self.now,
         };
         let entry = if self.state.cluster.is_none() {
-            intent::init_cluster(&self.state, ClusterId(7), node, self.now)
+            let (ca, tokens) = authority();
+            intent::init_cluster(&self.state, ClusterId(7), node, ca, tokens, Settings::default(), self.now)
         } else {
-            intent::put_node(&self.state, node, self.now).map(|entry| entry.unwrap())
+            intent::join_node(&self.state, node, Role::Manager, self.now).map(|entry| entry.unwrap())
         };
         match entry {
             Ok(entry) => self.apply(&entry),
             Err(refusal) => return Some(refusal),
         }
         self.node_names.insert(id, name.into());
-        let report = Report { node: id, term: 1, revision: 0, description, tasks: BTreeMap::new(), held_ports };
+        let raft = self.state.nodes[&id].raft_id;
+        let report = Report { node: id, term: 1, revision: 0, description, raft, tasks: BTreeMap::new(), held_ports };
         self.live.nodes.insert(id, NodeLive { ready: true, since: self.now, report });
         None
     }
@@ -190,7 +193,7 @@ impl Cluster {
         let id = self.node_id(name);
         let node = &self.state.nodes[&id];
         let wish = intent::NodeWish { role: node.role, availability, labels: node.labels.clone() };
-        intent::update_node(&self.state, id, node.revision, wish, self.now)
+        intent::update_node(&self.state, &self.live, id, node.revision, wish, self.now)
     }
 
     fn report(&mut self, id: TaskId, words: &[&str]) {
@@ -265,7 +268,7 @@ impl Cluster {
 
     fn print_change(&self, out: &mut String, before: &State, action: &Action) {
         match action {
-            Action::Put(Object::Cluster(_)) => {}
+            Action::Put(Object::Turn(_)) => {}
             Action::Put(Object::Task(task)) => {
                 let name = &self.task_names[&task.id];
                 let old = before.tasks.get(&task.id);
@@ -338,6 +341,12 @@ impl Cluster {
     }
 }
 
+/// Secrets that are none.
+pub(crate) fn authority() -> (Ca, Tokens) {
+    let ca = Ca { certificate: b"certificate".to_vec(), key: Secret(b"key".to_vec()) };
+    (ca, Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) })
+}
+
 pub(crate) fn default_parts(name: &str) -> ServiceParts {
     ServiceParts {
         name: Name::new(name).unwrap(),
@@ -353,6 +362,8 @@ pub(crate) fn default_parts(name: &str) -> ServiceParts {
         update: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
         rollback: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
         endpoint: EndpointSpec::default(),
+        on_disconnect: None,
+        disconnect_grace: None,
     }
 }
 

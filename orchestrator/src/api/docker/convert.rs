@@ -45,6 +45,8 @@ pub fn service_spec(spec: &wire::ServiceSpec, before: Option<&ServiceSpec>) -> R
         update: update_config("UpdateConfig", spec.update_config.as_ref())?,
         rollback: update_config("RollbackConfig", spec.rollback_config.as_ref())?,
         endpoint: endpoint(spec.endpoint_spec.as_ref())?,
+        on_disconnect: before.and_then(|before| before.on_disconnect),
+        disconnect_grace: before.and_then(|before| before.disconnect_grace),
     })
 }
 

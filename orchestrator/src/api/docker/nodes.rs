@@ -71,9 +71,10 @@ pub(super) async fn update(
         availability: availability(&body.availability)?,
         labels: body.labels,
     };
+    let live = app.cluster.live();
     app.change(|state, now| {
         let id = find::find_node(state, &id)?;
-        Ok(((), intent::update_node(state, id, version, wish.clone(), now)?))
+        Ok(((), intent::update_node(state, &live, id, version, wish.clone(), now)?))
     })
     .await?;
     tracing::info!(node = %id, "node updated");

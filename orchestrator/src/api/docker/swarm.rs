@@ -22,7 +22,7 @@ pub(super) async fn inspect(State(app): State<App>) -> Result<Json<Value>, ApiEr
         "Spec": {
             "Name": "default",
             "Labels": {},
-            "Orchestration": { "TaskHistoryRetentionLimit": cluster.task_history },
+            "Orchestration": { "TaskHistoryRetentionLimit": cluster.settings.task_history },
             "Raft": {},
             "Dispatcher": {},
             "CAConfig": {},

@@ -174,7 +174,7 @@ fn swarm_info(app: &App, membership: &Membership, info: &MachineInfo) -> Value {
                 "Spec": {
                     "Name": "default",
                     "Labels": {},
-                    "Orchestration": { "TaskHistoryRetentionLimit": cluster.task_history },
+                    "Orchestration": { "TaskHistoryRetentionLimit": cluster.settings.task_history },
                 },
                 "RootRotationInProgress": false,
                 "SubnetSize": 24,

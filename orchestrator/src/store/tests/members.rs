@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use orchestrator_core::{
-    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, UnixMillis},
+    model::{Availability, Node, NodeDescription, NodeId, Role, Turn, UnixMillis},
     state::{Action, Change, Entry, Key, Object, State},
 };
 use tempfile::TempDir;
@@ -71,6 +71,7 @@ fn put(state: &State, number: u128, padding: usize) -> Entry {
         id: NodeId(number),
         hostname: "x".repeat(padding),
         role: Role::Worker,
+        raft_id: None,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: NodeDescription::default(),
@@ -80,8 +81,7 @@ fn put(state: &State, number: u128, padding: usize) -> Entry {
 }
 
 async fn found(store: &Store) {
-    let cluster = Object::Cluster(Cluster { id: ClusterId(1), created_at: UnixMillis(0), task_history: 5 });
-    let changes = vec![Change { expect: 0, action: Action::Put(cluster) }];
+    let changes = vec![Change { expect: 0, action: Action::Put(Object::Turn(Turn)) }];
     store.initialize(Entry { at: UnixMillis(0), reads: Vec::new(), changes }).await.unwrap();
 }
 
