@@ -67,6 +67,11 @@ impl NodeKey {
         params.serialize_request(&pair).expect("a P-256 key signs").der().to_vec()
     }
 
+    /// 256 bits that follow from the key and tell nothing of it, another for each purpose.
+    pub(crate) fn secret(&self, purpose: &str) -> [u8; 32] {
+        Sha256::new().chain_update(purpose).chain_update([0]).chain_update(&self.pkcs8).finalize().into()
+    }
+
     pub(super) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }

@@ -5,6 +5,7 @@ use quinn::{
     EndpointConfig,
     crypto::{CryptoError, HmacKey},
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use sha2::{Digest, Sha256};
 use std::{
@@ -48,16 +49,8 @@ const CONNECTION_ID_KEY: u64 = 0x6564_6765_642f_3031;
 
 pub(super) fn config(reset: Arc<ResetKey>) -> EndpointConfig {
     let mut config = EndpointConfig::new(reset);
-    config.cid_generator(|| Box::new(quinn_proto_cid::generator(CONNECTION_ID_KEY)));
+    config.cid_generator(|| Box::new(HashedConnectionIdGenerator::from_key(CONNECTION_ID_KEY)));
     config
-}
-
-mod quinn_proto_cid {
-    pub(super) use quinn::HashedConnectionIdGenerator;
-
-    pub(super) fn generator(key: u64) -> HashedConnectionIdGenerator {
-        HashedConnectionIdGenerator::from_key(key)
-    }
 }
 
 /// Makes the tokens of stateless resets (RFC 9000 section 10.3), with which a node that has restarted tells its peers
