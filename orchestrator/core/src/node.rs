@@ -19,7 +19,10 @@
 use crate::{
     assignment::{AssignedBackend, AssignedTask, Assignment},
     forwarding::{Backend, BackendState, Table},
-    model::{Desired, ImageName, Millis, PortSpec, RestartCondition, RestartPolicy, TaskId, TaskReport, TaskState, UnixMillis},
+    model::{
+        Desired, ImageName, Millis, PortSpec, RestartCondition, RestartPolicy, TaskId, TaskReport, TaskState,
+        UnixMillis,
+    },
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet},
