@@ -164,6 +164,9 @@ impl Credentials {
     }
 }
 
+/// What kind of thing a part of a PEM file is, and its DER.
+type Section = (SectionKind, Vec<u8>);
+
 /// See [`NodeKey::load_or_create`].
 pub(super) fn joining_key(state_dir: &Path) -> Result<NodeKey, CredentialsError> {
     let path = directory(state_dir)?.join(JOINING);
@@ -194,7 +197,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
 }
 
 /// The sections of a PEM file (RFC 7468); `None` if there is no file.
-fn read(path: &Path) -> Result<Option<Vec<(SectionKind, Vec<u8>)>>, CredentialsError> {
+fn read(path: &Path) -> Result<Option<Vec<Section>>, CredentialsError> {
     let failed = |source| CredentialsError::Disk { action: "reading", path: path.into(), source };
     let damaged = |what: String| CredentialsError::Damaged { path: path.into(), what };
     let text = match std::fs::metadata(path) {
