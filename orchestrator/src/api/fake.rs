@@ -131,22 +131,32 @@ impl Fake {
 
     /// One request; status, headers and body.
     pub(crate) async fn request(&self, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
-        use http_body_util::BodyExt;
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.unwrap();
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        tokio::spawn(connection);
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "edged")
-            .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
+        exchange(tokio::net::UnixStream::connect(&self.socket).await.unwrap(), method, path, body).await
     }
+
+    /// What another node answers this one; status and body.
+    pub(crate) async fn ask_as_node(&self, other: &Fake, path: &str) -> (u16, String) {
+        let stream = self.daemon.dial(other.daemon.id).await.unwrap();
+        let (status, _, body) = exchange(stream, "GET", path, "").await;
+        (status, body)
+    }
+}
+
+async fn exchange(stream: impl Io + 'static, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
+    use http_body_util::BodyExt;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "edged")
+        .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// One node.
@@ -324,6 +334,10 @@ impl Daemon {
 
     fn leads(&self) -> bool {
         self.shared.inner.lock().unwrap().leader == Some(self.id)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.state().cluster.as_ref().unwrap().settings.clone()
     }
 
     pub(crate) fn emit(&self, action: &str) {
