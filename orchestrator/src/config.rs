@@ -1,7 +1,7 @@
 //! The daemon's configuration: `edged.toml` and its defaults. The only place that reads configuration files.
 
 use crate::pki::Token;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -32,7 +32,8 @@ pub struct Config {
     /// Initialise a cluster of this one node if it belongs to none.
     pub init: bool,
     /// Join the cluster of this token if it belongs to none; the token says as what.
-    pub join_token: Option<String>,
+    #[serde(deserialize_with = "token")]
+    pub join_token: Option<Token>,
     /// Managers that are asked to let it in, as `host`, `host:port`, `[v6]` or `[v6]:port`; without any, or where none answers,
     /// managers are looked for by multicast DNS.
     pub join_addresses: Vec<String>,
@@ -103,6 +104,11 @@ pub enum Rung {
     Tcx,
     /// A filter of the clsact queueing discipline.
     Clsact,
+}
+
+/// Reads a token; an error says what is wrong with it and does not repeat it.
+fn token<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Token>, D::Error> {
+    Option::<String>::deserialize(input)?.map(|text| text.trim().parse().map_err(D::Error::custom)).transpose()
 }
 
 impl Default for Config {
@@ -201,11 +207,6 @@ impl Config {
         if self.init && self.join_token.is_some() {
             return refuse("join-token", "a node either makes a cluster (init) or joins one".into());
         }
-        if let Some(token) = &self.join_token
-            && let Err(error) = token.parse::<Token>()
-        {
-            return refuse("join-token", error.to_string());
-        }
         if self.join_token.is_none() && !self.join_addresses.is_empty() {
             return refuse("join-addresses", "a token is needed, too: join-token".into());
         }
@@ -240,6 +241,8 @@ mod tests {
             ("node-key = 'a b'", "node-key"),
             ("state-dir = 'x'", "absolute"),
             ("[dataplane]\nforce = 'generic'", "tcx"),
+            ("join-token = 'EDGE-1-abc'", "join token"),
+            ("join-addresses = ['10.0.0.1']", "join-token"),
         ] {
             let error = anyhow::Error::from(parse(text).unwrap_err());
             assert!(format!("{error:#}").contains(expected), "{error:#}");

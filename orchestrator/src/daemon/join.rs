@@ -13,13 +13,13 @@
 use super::{discover::Finder, manager, serve::Gate};
 use crate::{
     clock,
-    pki::{LastSeen, NodeKey, Token},
+    pki::{LastSeen, NodeKey, Token, granted, requester},
     transport::{Endpoint, RecvStream, SendStream, frames},
 };
 use anyhow::Context;
 use orchestrator_core::{
     intent,
-    model::{Availability, Node, NodeDescription, NodeId, Role, Secret16},
+    model::{Availability, Node, NodeDescription, NodeId, Role},
     protocol::{JoinAnswer, JoinRequest, Welcome},
     state::{Applied, State},
 };
@@ -217,11 +217,7 @@ impl Gate {
             let Some(cluster) = state.cluster.as_ref() else {
                 return JoinAnswer::Later("the cluster is being made".into());
             };
-            let role = if cluster.tokens.manager == Secret16(request.secret) {
-                Role::Manager
-            } else if cluster.tokens.worker == Secret16(request.secret) {
-                Role::Worker
-            } else {
+            let Some(role) = granted(&request.secret, &cluster.tokens) else {
                 self.attempts.failed(remote.ip(), Instant::now());
                 return JoinAnswer::Refused(
                     "the join token is of this cluster but not valid (any more): get the present one with \
@@ -229,7 +225,7 @@ impl Gate {
                         .into(),
                 );
             };
-            let node = match crate::pki::requester(&request.csr) {
+            let node = match requester(&request.csr) {
                 Ok(node) => node,
                 Err(error) => return JoinAnswer::Refused(format!("the signing request: {error:#}")),
             };

@@ -463,6 +463,7 @@ impl Link {
         let saved = renewed.and_then(|new| new.save(&self.parts.base.state_dir).map(|()| new));
         match saved {
             Ok(new) => {
+                self.parts.base.time.raise(new.subject().not_before);
                 tracing::info!(role = ?new.subject().role, until = ?new.subject().not_after, "the certificate was renewed");
                 self.parts.base.endpoint.set_credentials(Some(new.clone()));
                 self.parts.credentials.send_replace(new);

@@ -10,7 +10,7 @@ use crate::{
     agent::{Agent, Ledger},
     api::node::{Failure, InitRequest, JoinRequest},
     clock,
-    pki::{Authority, Credentials, NodeKey, Token},
+    pki::{Authority, Credentials, NodeKey, Token, new_secret},
     store::{self, Health, Store, StoreError},
     transport::Source,
 };
@@ -19,7 +19,7 @@ use orchestrator_core::{
     assignment::Assignment,
     intent,
     model::{
-        Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret16, Settings, Tokens,
+        Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Settings, Tokens,
     },
     state::{Applied, State},
 };
@@ -248,8 +248,7 @@ impl Daemon {
         let ca = Authority::create(identity.cluster, self.base.time.now())?;
         let credentials = self.own_credentials(credentials.key(), identity.cluster, &ca, &settings)?;
         credentials.save(&self.config.state_dir)?;
-        let secret = || Secret16(super::identity::random().to_be_bytes());
-        let tokens = Tokens { worker: secret(), manager: secret() };
+        let tokens = Tokens { worker: new_secret(), manager: new_secret() };
         let node = Node {
             id: identity.node,
             hostname: self.hostname.clone(),
@@ -407,6 +406,7 @@ impl Daemon {
         if let Some(address) = identity.advertise {
             base.description.send_modify(|description| description.address = address.to_string());
         }
+        base.time.raise(credentials.subject().not_before);
         base.endpoint.set_credentials(Some(credentials.clone()));
         let (node, cluster) = (identity.node, identity.cluster);
         let credentials = watch::Sender::new(credentials);
@@ -562,11 +562,11 @@ async fn founded(store: &Store) -> bool {
 }
 
 /// Joins as `edged.toml` says, for as long as it takes.
-pub(super) async fn join_as_configured(daemon: Arc<Daemon>, token: String) {
+pub(super) async fn join_as_configured(daemon: Arc<Daemon>, token: Token) {
     let mut pause = PAUSE.0;
     loop {
         let request = JoinRequest {
-            token: token.clone(),
+            token: token.to_string(),
             addresses: daemon.config.join_addresses.clone(),
             ..JoinRequest::default()
         };

@@ -246,8 +246,8 @@ impl Daemon {
             None if self.config.init => {
                 self.initialize(api::node::InitRequest::default()).await?;
             }
-            None => match &self.config.join_token {
-                Some(token) => self.spawn(member::join_as_configured(self.clone(), token.clone())),
+            None => match self.config.join_token {
+                Some(token) => self.spawn(member::join_as_configured(self.clone(), token)),
                 None => tracing::info!(
                     "this node belongs to no cluster; waiting for `edgectl cluster init` or `edgectl cluster join`"
                 ),
