@@ -11,7 +11,7 @@ use std::{
 };
 
 use openraft::{
-    Config, Raft, ServerState, Snapshot as RaftSnapshot, SnapshotPolicy,
+    Config, Raft, ServerState, SnapshotPolicy,
     error::{CheckIsLeaderError, ClientWriteError, InitializeError as RaftInitializeError, RaftError},
 };
 use orchestrator_core::{
@@ -26,6 +26,7 @@ use tokio::{
 
 use super::{
     contacts::Contacts,
+    elections::{self, Silence, Voter},
     error::{InitializeError, ProposeError, ReadError, StoreError, fatal_error},
     handover,
     leadership::{self, Leadership, Reports, Sources},
@@ -37,21 +38,19 @@ use super::{
     machine::Machine,
     members::Members,
     meter::{Meter, Written},
-    network::{Links, Message, Network, NoPeers, Peers},
+    network::{Links, Network, NoPeers, Peers},
     parts::Assembly,
-    raft::{self, Member, TypeConfig},
+    raft::{Member, TypeConfig},
     recover::{Recovered, io_error, recover},
 };
 
 /// A leader says that it is there this often. Timings suit SD cards and Wi-Fi, where a sync or a packet may take 100s of ms.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A follower that hears nothing elects after openraft's lease, which is [`ELECTION_MAX`], and a random time between this and
-/// [`ELECTION_MAX`]: together 1.5-2 s, 4 heartbeats at least, so that losing some changes nothing.
+/// openraft's timer is off (see `elections`); what is left of this is that for the longer of the two a voter refuses everyone
+/// but the leader it last heard of.
 const ELECTION_MIN: Duration = Duration::from_millis(500);
 /// See [`ELECTION_MIN`].
 pub(super) const ELECTION_MAX: Duration = Duration::from_millis(1000);
-/// A snapshot of a few MiB crosses bad Wi-Fi and an SD card in this time.
-const INSTALL_SNAPSHOT: Duration = Duration::from_secs(30);
 /// A read that no quorum confirms by then fails: twice the time in which a leader without one stops leading.
 const READ: Duration = Duration::from_secs(2);
 /// A proposal that is not committed by then meets a quorum that is too slow; one that is lost shows within [`ELECTION_MAX`].
@@ -114,7 +113,8 @@ pub(super) struct Inner {
     dir: PathBuf,
     pub(super) links: Arc<Links>,
     pub(super) contacts: Arc<Contacts>,
-    assembly: Assembly,
+    pub(super) assembly: Assembly,
+    pub(super) silence: Arc<Silence>,
     state: watch::Receiver<Arc<State>>,
     pub(super) leadership: watch::Receiver<Option<Leadership>>,
     leader: watch::Receiver<Option<Member>>,
@@ -181,8 +181,17 @@ impl Store {
         let changing = Arc::new(Semaphore::new(1));
         let sources =
             Sources { raft: raft.clone(), raft_id, contacts: contacts.clone(), handing_over: handing_over.subscribe() };
+        let silence = Arc::new(Silence::begin());
+        let voter = Voter {
+            raft: raft.clone(),
+            raft_id,
+            links: links.clone(),
+            silence: silence.clone(),
+            health: health.subscribe(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(leadership::watch(sources, reports));
+        tasks.spawn(elections::run(voter));
         tasks.spawn(leadership::finish_changes(raft.clone(), leadership.clone(), changing.clone()));
         tasks.spawn(machine.snapshot_task(raft.clone(), previous));
         let inner = Inner {
@@ -193,6 +202,7 @@ impl Store {
             links,
             contacts,
             assembly: Assembly::default(),
+            silence,
             state,
             leadership,
             leader,
@@ -374,37 +384,6 @@ impl Store {
         }
     }
 
-    /// Answers a request that another member's [`Peers`] carried here.
-    ///
-    /// # Errors
-    /// The request cannot be decoded: whoever sent it is no member.
-    pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, postcard::Error> {
-        fn encode<T: serde::Serialize, E: ToString>(answer: Result<T, E>) -> Result<Vec<u8>, postcard::Error> {
-            postcard::to_allocvec(&answer.map_err(|error| error.to_string()))
-        }
-        let raft = &self.inner.raft;
-        self.inner.assembly.forget_abandoned();
-        let message = match raft::decode(request)? {
-            Message::Part(part) => match self.inner.assembly.take(part) {
-                Ok(Some(whole)) => raft::decode(&whole)?,
-                Ok(None) => return encode(Ok::<_, String>(())),
-                Err(error) => return encode::<(), _>(Err(error)),
-            },
-            message => message,
-        };
-        match message {
-            Message::Append(rpc) => encode(raft.append_entries(rpc).await),
-            Message::Vote(rpc) => encode(raft.vote(rpc).await),
-            Message::Snapshot(vote, meta, state) => {
-                let snapshot = RaftSnapshot { meta, snapshot: Box::new(state) };
-                encode(raft.install_full_snapshot(vote, snapshot).await)
-            }
-            Message::Part(_) => encode::<(), _>(Err("a part cannot hold a part")),
-            Message::Elect { term, last } => encode(self.elect(term, last).await),
-            Message::VoteWithConsent(rpc) => encode(self.vote_with_consent(rpc).await),
-        }
-    }
-
     /// Stops the store: what was requested is finished, threads and tasks end, the folder is free for another process.
     pub async fn shutdown(&self) {
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -440,7 +419,8 @@ fn raft_config() -> Config {
         heartbeat_interval: HEARTBEAT.as_millis() as u64,
         election_timeout_min: ELECTION_MIN.as_millis() as u64,
         election_timeout_max: ELECTION_MAX.as_millis() as u64,
-        install_snapshot_timeout: INSTALL_SNAPSHOT.as_millis() as u64,
+        // `elections` says when.
+        enable_elect: false,
         // The machine says when, and how far the log may go.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

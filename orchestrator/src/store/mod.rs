@@ -3,8 +3,10 @@
 #![doc = include_str!("../../docs/store.md")]
 
 mod alone;
+mod answer;
 mod contacts;
 mod disk;
+mod elections;
 mod error;
 mod frame;
 mod handle;

@@ -1,166 +1,49 @@
-//! Three members in one process, over a network of function calls that can be cut: the paths that a single voter never takes.
+//! Members that come, vote, go and fall behind.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use orchestrator_core::{
-    model::{Availability, Node, NodeDescription, NodeId, Role, Turn, UnixMillis},
-    state::{Action, Change, Entry, Key, Object, State},
-};
+use orchestrator_core::state::Key;
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::store::{Member, MembersError, PeerError, Peers, ProposeError, Store, StoreConfig};
-
-const LONG: Duration = Duration::from_secs(30);
-
-/// Everybody's network, and who is cut off from it.
-#[derive(Default)]
-struct Wires {
-    stores: Mutex<BTreeMap<String, Store>>,
-    cut: Mutex<BTreeSet<String>>,
-}
-
-struct Wire {
-    from: String,
-    wires: Arc<Wires>,
-}
-
-#[async_trait]
-impl Peers for Wire {
-    async fn call(&self, member: &Member, request: Vec<u8>) -> Result<Vec<u8>, PeerError> {
-        let to = {
-            let cut = self.wires.cut.lock().unwrap();
-            let open = !cut.contains(&self.from) && !cut.contains(&member.node);
-            self.wires.stores.lock().unwrap().get(&member.node).filter(|_| open).cloned()
-        };
-        let unreachable = || PeerError { node: member.node.clone(), why: "cut".into() };
-        to.ok_or_else(unreachable)?.answer(&request).await.map_err(|_| unreachable())
-    }
-}
-
-impl Wires {
-    async fn open(self: &Arc<Self>, dir: &Path, id: u64) -> Store {
-        let node = format!("n{id}");
-        let peers = Arc::new(Wire { from: node.clone(), wires: self.clone() });
-        let config = StoreConfig { dir: dir.into(), raft_id: id, node: node.clone(), peers };
-        let store = Store::open(config).await.unwrap();
-        self.stores.lock().unwrap().insert(node, store.clone());
-        store
-    }
-
-    fn cut(&self, nodes: &[&str]) {
-        *self.cut.lock().unwrap() = nodes.iter().map(|node| (*node).into()).collect();
-    }
-
-    async fn close(&self) {
-        let stores = std::mem::take(&mut *self.stores.lock().unwrap());
-        for store in stores.into_values() {
-            store.shutdown().await;
-        }
-    }
-}
-
-fn put(state: &State, number: u128, padding: usize) -> Entry {
-    let node = Object::Node(Node {
-        id: NodeId(number),
-        hostname: "x".repeat(padding),
-        role: Role::Worker,
-        raft_id: None,
-        availability: Availability::Active,
-        labels: BTreeMap::new(),
-        description: NodeDescription::default(),
-        created_at: UnixMillis(0),
-    });
-    Entry { at: UnixMillis(0), reads: Vec::new(), changes: vec![state.put_change(node)] }
-}
-
-async fn found(store: &Store) {
-    let changes = vec![Change { expect: 0, action: Action::Put(Object::Turn(Turn)) }];
-    store.initialize(Entry { at: UnixMillis(0), reads: Vec::new(), changes }).await.unwrap();
-}
-
-async fn add(leader: &Store, id: u64) {
-    leader.add_learner(id, format!("n{id}")).await.unwrap();
-}
-
-/// Makes the learner `id` a voter as soon as it can be.
-async fn vote(leader: &Store, id: u64) {
-    let voting = async {
-        while let Err(error) = leader.make_voter(id).await {
-            assert!(matches!(error, MembersError::NotYet { .. } | MembersError::InProgress), "{error:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LONG, voting).await.expect("a learner that answers gets to vote");
-}
-
-/// Waits until `store` has the nodes `numbers`.
-async fn has(store: &Store, numbers: &[u128]) {
-    let mut states = store.watch();
-    let wanted = |state: &Arc<State>| state.nodes.keys().map(|id| id.0).eq(numbers.iter().copied());
-    if timeout(LONG, states.wait_for(wanted)).await.is_err() {
-        panic!("{:?} instead of {numbers:?}", store.state().nodes.keys().collect::<Vec<_>>());
-    }
-}
-
-/// Waits until one of `stores` leads.
-async fn leader(stores: &[&Store]) -> Store {
-    let waits = stores.iter().map(|store| {
-        Box::pin(async move {
-            store.leadership().wait_for(Option::is_some).await.unwrap();
-            (*store).clone()
-        })
-    });
-    timeout(LONG, futures_util::future::select_all(waits)).await.expect("one of them leads within 30 s").0
-}
+use crate::store::{
+    MembersError, ProposeError,
+    tests::wires::{Group, Wires, add, found, has, leader, put, until, vote},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_cut_off_leader_did_not_commit_gives_way_to_what_the_others_did() {
-    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let wires = Arc::new(Wires::default());
-    let first = wires.open(dirs[0].path(), 1).await;
-    let second = wires.open(dirs[1].path(), 2).await;
-    let third = wires.open(dirs[2].path(), 3).await;
-    found(&first).await;
-    add(&first, 2).await;
-    add(&first, 3).await;
-    vote(&first, 2).await;
-    vote(&first, 3).await;
+    let mut group = Group::found(3).await;
+    let [first, second, third] = [1, 2, 3].map(|id| group.store(id).clone());
     first.propose(put(&first.state(), 1, 10)).await.unwrap();
     has(&second, &[1]).await;
     has(&third, &[1]).await;
     assert!(matches!(second.propose(put(&second.state(), 9, 0)).await,
         Err(ProposeError::NotLeader { leader: Some(leader) }) if leader.node == "n1"));
 
-    wires.cut(&["n1"]);
+    group.wires.cut(&[1]);
     let lost = tokio::spawn({
         let first = first.clone();
         async move { first.propose(put(&first.state(), 66, 10)).await }
     });
     let new = leader(&[&second, &third]).await;
     new.propose(put(&new.state(), 2, 10)).await.unwrap();
-    wires.cut(&[]);
+    group.wires.cut(&[]);
     for store in [&first, &second, &third] {
         has(store, &[1, 2]).await;
     }
-    assert!(matches!(lost.await.unwrap(), Err(ProposeError::NotLeader { .. } | ProposeError::Timeout)));
+    assert_eq!(lost.await.unwrap(), Err(ProposeError::Timeout));
     assert_eq!(*first.leadership().borrow(), None);
 
     // The overwritten tail stays overwritten on disk.
-    wires.close().await;
+    group.wires.close().await;
     drop((first, second, third, new));
-    let first = wires.open(dirs[0].path(), 1).await;
-    let second = wires.open(dirs[1].path(), 2).await;
-    leader(&[&first, &second]).await;
-    has(&first, &[1, 2]).await;
-    has(&second, &[1, 2]).await;
-    wires.close().await;
+    group.start(1).await;
+    group.start(2).await;
+    leader(&[group.store(1), group.store(2)]).await;
+    has(group.store(1), &[1, 2]).await;
+    has(group.store(2), &[1, 2]).await;
+    group.wires.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,4 +77,137 @@ async fn a_member_that_the_log_does_not_reach_back_to_gets_the_snapshot() {
     has(&second, &[0, 1, 2, 3, 4, 5]).await;
     assert_eq!(first.state().revision_of(Key::Cluster), second.state().revision_of(Key::Cluster));
     wires.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_of_the_members_may_be_asked_for_twice() {
+    let mut group = Group::found(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = group.store(1).clone();
+    let second = group.wires.open(dir.path(), 2).await;
+    assert_eq!(second.members(), crate::store::Members { own: 2, ..Default::default() });
+    for _ in 0..2 {
+        first.add_learner(2, "n2").await.unwrap();
+    }
+    let numbers = |ids: &[u64]| ids.iter().copied().collect();
+    let expected =
+        |voters, learners, own| crate::store::Members { voters: numbers(voters), learners: numbers(learners), own };
+    assert_eq!(first.members(), expected(&[1], &[2], 1));
+    until("the learner knows", || second.members() == expected(&[1], &[2], 2)).await;
+    until("the learner knows its leader", || second.leader().borrow().as_ref().is_some_and(|l| l.node == "n1")).await;
+    vote(&first, 2).await;
+    first.make_voter(2).await.unwrap();
+    assert_eq!(first.members(), expected(&[1, 2], &[], 1));
+    assert!(
+        matches!(second.add_learner(3, "n3").await, Err(MembersError::NotLeader { leader: Some(l) }) if l.node == "n1")
+    );
+    for _ in 0..2 {
+        first.remove(2).await.unwrap();
+    }
+    assert_eq!(first.members(), expected(&[1], &[], 1));
+    assert_eq!(first.remove(1).await, Err(MembersError::Leads));
+    first.propose(put(&first.state(), 1, 0)).await.unwrap();
+    group.wires.stop(2).await;
+    group.restart(1).await;
+    leader(&[group.store(1)]).await;
+    assert_eq!(group.store(1).members(), expected(&[1], &[], 1));
+    group.wires.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_could_not_be_completed_is_refused_and_the_cluster_goes_on() {
+    let group = Group::found(3).await;
+    let first = group.store(1);
+    // A learner that never answers.
+    add(first, 9).await;
+    assert!(matches!(first.make_voter(9).await, Err(MembersError::NotYet { raft_id: 9, .. })));
+    assert!(matches!(first.make_voter(8).await, Err(MembersError::NotYet { raft_id: 8, .. })));
+    first.remove(9).await.unwrap();
+
+    group.wires.cut(&[3]);
+    until("the silence is noticed", || !first.answers(3)).await;
+    assert_eq!(first.remove(2).await, Err(MembersError::NoQuorum { voters: 2, silent: vec![3] }));
+    first.propose(put(&first.state(), 1, 0)).await.unwrap();
+    first.remove(3).await.unwrap();
+    assert_eq!(first.members().voters, [1, 2].into());
+    group.wires.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_a_change_of_the_members_ends_in_an_error_soon() {
+    let group = Group::found(3).await;
+    let first = group.store(1);
+    group.wires.cut(&[1]);
+    let started = Instant::now();
+    let error = first.add_learner(4, "n4").await.unwrap_err();
+    assert!(matches!(error, MembersError::Timeout | MembersError::NotLeader { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    group.wires.close().await;
+}
+
+/// The leader goes after the first half of a change was committed, and the next one finds both memberships in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_left_half_way_is_finished_by_the_next_leader() {
+    let group = Group::found(4).await;
+    let first = group.store(1);
+    let joint = first.inner.raft.clone();
+    // What `remove` does, stopped between its two steps.
+    let half = tokio::spawn(async move {
+        let _ = joint.change_membership(openraft::ChangeMembers::RemoveVoters([4].into()), false).await;
+    });
+    let mut metrics = first.inner.raft.server_metrics();
+    metrics.wait_for(|now| now.membership_config.membership().get_joint_config().len() == 2).await.unwrap();
+    group.wires.cut(&[1]);
+    half.abort();
+    let others = group.others(1);
+    let new = leader(&others).await;
+    let configs = || new.membership().get_joint_config().clone();
+    until("one membership is in force", || configs().len() == 1).await;
+    new.propose(put(&new.state(), 1, 0)).await.unwrap();
+    group.wires.cut(&[]);
+    has(first, &[1]).await;
+    group.wires.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go_under_load_and_no_change_is_lost() {
+    let mut group = Group::found(3).await;
+    let mut dirs = Vec::new();
+    let mut number = 0;
+    for id in 4..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let new = group.wires.open(dir.path(), id).await;
+        dirs.push(dir);
+        group.stores.push(new);
+        let all: Vec<_> = group.stores.iter().collect();
+        let leads = leader(&all).await;
+        let proposing = {
+            let leads = leads.clone();
+            let from = number;
+            tokio::spawn(async move {
+                for number in from..from + 30 {
+                    leads.propose(put(&leads.state(), number, 500)).await.unwrap();
+                }
+            })
+        };
+        add(&leads, id).await;
+        vote(&leads, id).await;
+        // The oldest that does not lead goes; its number is never used again.
+        let gone = leads.members().voters.into_iter().find(|voter| *voter != leads.members().own).unwrap();
+        while let Err(error) = leads.remove(gone).await {
+            assert_eq!(error, MembersError::InProgress);
+            sleep(Duration::from_millis(20)).await;
+        }
+        group.wires.stop(gone).await;
+        proposing.await.unwrap();
+        number += 30;
+    }
+    let all: Vec<_> = group.stores.iter().collect();
+    let leads = leader(&all).await;
+    assert_eq!(leads.members().voters.len(), 3);
+    let wanted: Vec<u128> = (0..number).collect();
+    for id in leads.members().voters {
+        has(group.store(id), &wanted).await;
+    }
+    group.wires.close().await;
 }
