@@ -164,7 +164,7 @@ pub(super) async fn join(State(app): State<App>, JsonBody(body): JsonBody<wire::
     data_path(&body.data_path_addr)?;
     check_outside(&app.cluster.membership())?;
     let request = JoinRequest {
-        token: body.join_token,
+        token: body.join_token.trim().into(),
         addresses: body.remote_addrs,
         advertise_addr: text(body.advertise_addr),
         listen_addr: text(body.listen_addr),
