@@ -1,7 +1,7 @@
 //! Finding managers by multicast DNS, and being found. What it says is used as addresses to try and trusted for nothing.
 
-use crate::transport::{Discovery, Endpoint, Found, Source};
-use orchestrator_core::model::{ClusterId, NodeId, Role};
+use crate::transport::{Announcement, Discovery, Endpoint, Found, Source};
+use orchestrator_core::model::{ClusterId, NodeId};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -18,7 +18,7 @@ const REMEMBERED: usize = 256;
 /// Searches on demand: a cluster at rest sends no multicast questions.
 #[derive(Clone)]
 pub(super) struct Finder {
-    discovery: Option<Discovery>,
+    discovery: Option<Arc<Discovery>>,
     found: Arc<Mutex<BTreeMap<(ClusterId, NodeId), Vec<SocketAddr>>>>,
     searching: Arc<Mutex<Option<tokio::task::JoinHandle<()>>>>,
 }
@@ -26,25 +26,14 @@ pub(super) struct Finder {
 impl Finder {
     /// `None` finds nothing and announces nothing.
     pub(super) fn new(discovery: Option<Discovery>) -> Self {
-        Self { discovery, found: Arc::default(), searching: Arc::default() }
+        Self { discovery: discovery.map(Arc::new), found: Arc::default(), searching: Arc::default() }
     }
 
-    /// Lets others find this node.
-    pub(super) fn announce(&self, cluster: ClusterId, node: NodeId, role: Role, addresses: &[SocketAddr]) {
+    /// Lets others find this node while it is a manager.
+    pub(super) fn announce(&self, announcement: Option<&Announcement>) {
         let Some(discovery) = &self.discovery else { return };
-        let done = match role {
-            Role::Manager => discovery.announce(cluster, node, role, addresses),
-            Role::Worker => discovery.withdraw(),
-        };
-        if let Err(error) = done {
+        if let Err(error) = discovery.announce(announcement) {
             tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "not announced by multicast DNS");
-        }
-    }
-
-    /// Is no longer found.
-    pub(super) fn withdraw(&self) {
-        if let Some(Err(error)) = self.discovery.as_ref().map(Discovery::withdraw) {
-            tracing::debug!(error = format!("{:#}", anyhow::Error::from(error)), "still announced by multicast DNS");
         }
     }
 
@@ -68,7 +57,7 @@ impl Finder {
             };
             while let Ok(Some(found)) = timeout_at(until, answers.recv()).await {
                 if found.cluster == cluster {
-                    for address in &found.addresses {
+                    for address in &found.addrs {
                         endpoint.book().learn(found.node, *address, Source::Found);
                     }
                     finder.remember(found);
@@ -85,11 +74,11 @@ impl Finder {
     /// Addresses of managers of whatever cluster: a joiner's token tells which is the right one. Waits until some time after
     /// the first answer, or for `longest`.
     pub(super) async fn managers(&self, longest: Duration) -> Vec<SocketAddr> {
-        let Some(Ok(mut answers)) = self.discovery.as_ref().map(Discovery::browse) else { return Vec::new() };
+        let Some(Ok(mut answers)) = self.discovery.as_deref().map(Discovery::browse) else { return Vec::new() };
         let mut until = Instant::now() + longest;
         let mut addresses = BTreeSet::new();
         while let Ok(Some(found)) = timeout_at(until, answers.recv()).await {
-            addresses.extend(found.addresses);
+            addresses.extend(found.addrs);
             until = until.min(Instant::now() + longest / 5);
         }
         addresses.into_iter().collect()
@@ -98,7 +87,7 @@ impl Finder {
     fn remember(&self, found: Found) {
         let mut known = self.lock();
         if known.len() < REMEMBERED {
-            known.insert((found.cluster, found.node), found.addresses);
+            known.insert((found.cluster, found.node), found.addrs);
         }
     }
 

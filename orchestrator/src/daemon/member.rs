@@ -12,7 +12,7 @@ use crate::{
     clock,
     pki::{Authority, Credentials, NodeKey, Token, new_secret},
     store::{self, Health, Store, StoreError},
-    transport::Source,
+    transport::{Announcement, Source},
 };
 use anyhow::Context;
 use orchestrator_core::{
@@ -100,9 +100,9 @@ impl Member {
 
     /// Lets others find this node while it is a manager.
     pub(super) fn announce(&self, base: &Base) {
-        let role = if self.manager.borrow().is_some() { Role::Manager } else { Role::Worker };
-        let addresses: Vec<_> = base.address().into_iter().collect();
-        base.finder.announce(self.cluster, self.node, role, &addresses);
+        let (cluster, node, port) = (self.cluster, self.node, base.description.borrow().port);
+        let announcement = Announcement { cluster, node, role: Role::Manager, port };
+        base.finder.announce(self.manager.borrow().is_some().then_some(&announcement));
     }
 
     /// Returns when the store has failed for good; never for a worker.
@@ -495,7 +495,7 @@ impl Daemon {
         }
         member.close().await;
         self.member.send_replace(None);
-        self.base.finder.withdraw();
+        self.base.finder.announce(None);
         self.base.endpoint.set_credentials(None);
         self.base.agent_view.send_replace(Default::default());
         self.base.revision.send_replace(0);

@@ -48,7 +48,7 @@ use rustix::io::Errno;
 use serve::Gate;
 use std::{
     fs::File,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::Ipv6Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -114,12 +114,6 @@ impl Base {
     async fn start_manager(&self, raft_id: u64, node: NodeId) -> Result<Arc<Manager>, StoreError> {
         let (view, revision) = (self.leader_view.clone(), self.revision.clone());
         Manager::start(&self.state_dir, (raft_id, node), &self.endpoint, self.time.clone(), view, revision).await
-    }
-
-    /// Where this node's control endpoint is reached, as far as known.
-    fn address(&self) -> Option<SocketAddr> {
-        let description = self.description.borrow();
-        Some((description.address.parse::<IpAddr>().ok()?, description.port).into())
     }
 }
 
@@ -296,14 +290,14 @@ impl Daemon {
         if let Some(member) = self.member.send_replace(None) {
             member.close().await;
         }
-        self.base.finder.withdraw();
+        self.base.finder.announce(None);
         self.base.endpoint.close("edged ends").await;
     }
 }
 
 /// Multicast DNS on the uplinks; without it nodes must be told where managers are.
 fn discovery(config: &Config) -> Option<Discovery> {
-    match Discovery::new(&config.uplinks) {
+    match Discovery::start(&config.uplinks) {
         Ok(discovery) => Some(discovery),
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
@@ -322,18 +316,18 @@ async fn addresses(daemon: Arc<Daemon>) {
         let member = members.borrow_and_update().clone();
         let configured = member.as_ref().and_then(|member| member.identity().advertise).or(daemon.config.advertise_addr);
         let address = daemon.drivers.address(configured).await;
-        // Between two leases there is none: what others know is better than nothing.
-        let changed = !address.is_empty()
-            && daemon.base.description.send_if_modified(|description| {
-                let new = description.address != address;
-                if new {
-                    tracing::info!(address, "others reach this node by this address now");
-                    description.address = address;
-                }
-                new
-            });
-        let announced = member.as_ref().map(|member| member.announce(&daemon.base));
-        tracing::trace!(changed, ?announced, "looked at this node's addresses");
+        daemon.base.description.send_if_modified(|description| {
+            // Between two leases there is none: what others know is better than nothing.
+            let new = !address.is_empty() && description.address != address;
+            if new {
+                tracing::info!(address, "others reach this node by this address now");
+                description.address = address;
+            }
+            new
+        });
+        if let Some(member) = &member {
+            member.announce(&daemon.base);
+        }
         let role = member.as_ref().map(|member| member.manager.subscribe());
         let role_changes = async move {
             match role {

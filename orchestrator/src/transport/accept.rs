@@ -88,14 +88,17 @@ impl Guests {
     /// Tells the book where connections of `node` come from now: they may have migrated.
     pub(super) fn note_addresses(&self, node: NodeId, book: &AddressBook) {
         let lobby = self.lock();
-        let of_node = lobby.guests.values().filter(|guest| guest.peer.is_some_and(|peer| peer.node == node));
-        for guest in of_node.filter(|guest| guest.quinn.close_reason().is_none()) {
+        for guest in lobby.of_node(node).filter(|guest| guest.quinn.close_reason().is_none()) {
             book.learn(node, canonical(guest.quinn.remote_address()), Source::Seen);
         }
     }
 }
 
 impl Lobby {
+    fn of_node(&self, node: NodeId) -> impl Iterator<Item = &Guest> {
+        self.guests.values().filter(move |guest| guest.peer.is_some_and(|peer| peer.node == node))
+    }
+
     fn door(&self, from: IpAddr, proven: bool) -> Door {
         let connections = self.handshakes + self.guests.len();
         let many = self.by_address.get(&from).is_some_and(|count| *count >= limits::HANDSHAKES_PER_ADDRESS);
@@ -149,18 +152,25 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// `None` when as many join as may.
-    fn make(guests: &'a Guests, quinn: quinn::Connection, peer: Option<Peer>) -> Option<Self> {
+    /// # Errors
+    /// There are as many of its kind as may be.
+    fn make(guests: &'a Guests, quinn: quinn::Connection, peer: Option<Peer>) -> Result<Self, String> {
         let mut lobby = guests.lock();
         let joins = peer.is_none();
-        if joins && lobby.joining >= limits::JOINING {
-            return None;
+        match peer {
+            None if lobby.joining >= limits::JOINING => {
+                return Err(format!("{} nodes are joining already, try again in a moment", lobby.joining));
+            }
+            Some(peer) if lobby.of_node(peer.node).count() >= limits::CONNECTIONS_PER_NODE => {
+                return Err(format!("node {} has {} connections already", peer.node, limits::CONNECTIONS_PER_NODE));
+            }
+            None | Some(_) => {}
         }
         lobby.joining += usize::from(joins);
         let number = lobby.next;
         lobby.next += 1;
         lobby.guests.insert(number, Guest { quinn, peer });
-        Some(Self { guests, number, joins })
+        Ok(Self { guests, number, joins })
     }
 }
 
@@ -239,7 +249,7 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
     let peer = identity(quinn).map_err(|refusal| refusal.to_string())?;
     let guests = &shared.guests;
     // In the book of guests before the question, so that a removal after the answer finds it there.
-    let entry = Entry::make(guests, quinn.clone(), peer).ok_or("too many nodes are joining, try again in a moment")?;
+    let entry = Entry::make(guests, quinn.clone(), peer)?;
     drop(place);
     match &peer {
         Some(peer) => shared.admit.admit(alpn, peer)?,
@@ -262,9 +272,13 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
         quinn.close(Close::Done.code(), b"joining takes too long");
     }
     drop(entry);
+    let Some(error) = quinn.close_reason() else { return Ok(()) };
     if let Some(peer) = peer {
-        shared.book.learn(peer.node, canonical(quinn.remote_address()), Source::Seen);
-        tracing::debug!(node = %peer.node, %alpn, reason = ?quinn.close_reason().map(|e| describe(&e)), "a peer's connection ended");
+        tracing::debug!(node = %peer.node, %alpn, reason = %describe(&error), "a peer's connection ended");
+        // It may have migrated. Whom this node itself has cut off is not looked for.
+        if error != quinn::ConnectionError::LocallyClosed {
+            shared.book.learn(peer.node, canonical(quinn.remote_address()), Source::Seen);
+        }
     }
     Ok(())
 }
@@ -290,8 +304,9 @@ async fn serve(shared: &Arc<Shared>, quinn: &quinn::Connection, alpn: Alpn, peer
         let (shared, remote) = (Arc::clone(shared), canonical(quinn.remote_address()));
         tasks.spawn(async move {
             let _permit = permit;
-            if let Some(stream) = begin(send, recv).await {
-                shared.handlers.serve(alpn, peer, remote, stream).await;
+            match begin(send, recv).await {
+                Some(stream) => shared.handlers.serve(alpn, peer, remote, stream).await,
+                None => tracing::debug!(%remote, %alpn, "a stream on which nothing came was given up"),
             }
         });
     }

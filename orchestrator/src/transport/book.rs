@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV6},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tokio::sync::Notify;
 
 /// How an address became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,13 @@ pub enum Source {
 
 /// Addresses by node, newest first. Clones share one book.
 #[derive(Clone, Debug, Default)]
-pub struct AddressBook(Arc<Mutex<Book>>);
+pub struct AddressBook(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    book: Mutex<Book>,
+    news: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Book {
@@ -68,7 +75,12 @@ impl AddressBook {
         book.clock += 1;
         let now = book.clock;
         let page = book.nodes.entry(node).or_default();
-        page.learn(addr, source, now)
+        let news = page.learn(addr, source, now);
+        drop(book);
+        if news {
+            self.0.news.notify_waiters();
+        }
+        news
     }
 
     /// Where to look for `node`, most promising first: where it was last found, then what was learned last, then what last
@@ -92,6 +104,11 @@ impl AddressBook {
         self.lock().nodes.get(&node).map_or(0, |page| page.news)
     }
 
+    /// Waits for news of any node; counts from the call, not from the first poll.
+    pub(super) fn changed(&self) -> impl Future<Output = ()> {
+        self.0.news.notified()
+    }
+
     pub(super) fn worked(&self, node: NodeId, addr: SocketAddr) {
         self.mark(node, addr, |entry, now| entry.worked = now);
     }
@@ -112,7 +129,7 @@ impl AddressBook {
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

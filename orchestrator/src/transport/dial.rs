@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -27,7 +27,11 @@ type Waiter = watch::Receiver<Option<Outcome>>;
 
 /// What is known of each line, that is, of each (node, protocol) that was ever dialled.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<BTreeMap<(NodeId, Alpn), Line>>);
+pub(super) struct Lines {
+    lines: Mutex<BTreeMap<(NodeId, Alpn), Line>>,
+    /// Wakes those who wait for [`Shared::due`].
+    forgiven: Notify,
+}
 
 #[derive(Default)]
 struct Line {
@@ -46,16 +50,19 @@ struct Backoff {
 
 impl Lines {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(NodeId, Alpn), Line>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node was heard of: waiting makes no sense any more.
     pub(super) fn forgive(&self, node: NodeId) {
+        let mut lines = self.lock();
         for alpn in Alpn::ALL {
-            if let Some(line) = self.lock().get_mut(&(node, alpn)) {
+            if let Some(line) = lines.get_mut(&(node, alpn)) {
                 line.backoff = None;
             }
         }
+        drop(lines);
+        self.forgiven.notify_waiters();
     }
 
     /// Closes and forgets all lines that `which` names; dials in progress come to nothing.
@@ -124,6 +131,8 @@ impl Shared {
                 let attempt = Attempt { addr: connection.remote(), fault: Fault::Broken(reason) };
                 let last = Arc::new(failed(format!("node {node}"), alpn, vec![attempt]));
                 line.backoff = Some(Backoff::after(line.backoff.as_ref(), news, last));
+            } else {
+                line.backoff = None;
             }
             line.live = None;
         }
@@ -142,6 +151,23 @@ impl Shared {
         let shared = Arc::clone(self);
         tokio::spawn(async move { shared.dial(node, alpn, sender).await });
         Ok(Err(waiter))
+    }
+
+    /// Waits until a dial makes sense.
+    pub(super) async fn due(&self, node: NodeId, alpn: Alpn) {
+        loop {
+            // Both count from here on, also what happens before they are awaited.
+            let (forgiven, news) = (self.lines.forgiven.notified(), self.book.changed());
+            let left = self.lines.retry_in(node, alpn, &self.book);
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = forgiven => {}
+                () = news => {}
+            }
+        }
     }
 
     async fn dial(self: Arc<Self>, node: NodeId, alpn: Alpn, sender: watch::Sender<Option<Outcome>>) {

@@ -134,6 +134,11 @@ impl Endpoint {
         self.0.0.lines.retry_in(node, alpn, &self.0.0.book)
     }
 
+    /// Waits for as long as [`connect`](Self::connect) would refuse: between the dials of a loop that needs the node.
+    pub async fn retry_due(&self, node: NodeId, alpn: Alpn) {
+        self.0.0.due(node, alpn).await;
+    }
+
     /// A connection on which to ask for membership: to whichever manager is at `addr`, if it is of the cluster whose CA has
     /// this digest.
     ///

@@ -9,6 +9,10 @@ pub const CONNECTIONS: usize = 1_024;
 /// Of these, those of nodes without a certificate. Joining takes a second, so a rack of nodes that join at once waits little.
 pub const JOINING: usize = 64;
 
+/// Of these, those of one node: four protocols, and what a node that restarts over and over leaves behind until it is found
+/// dead.
+pub const CONNECTIONS_PER_NODE: usize = 32;
+
 /// Handshakes in progress. Each holds some 30 KiB, which is 8 MiB.
 pub const HANDSHAKES: usize = 256;
 

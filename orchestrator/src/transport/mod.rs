@@ -5,7 +5,8 @@
 //! certificate. Callers: `store` (raft), `leader` and `agent` (sessions), `daemon` (API requests between nodes, joining).
 //!
 //! - [`Endpoint`] binds, dials and serves; [`Connection`] is one dialled connection with its streams; [`frames`] are
-//!   messages on a stream; [`AddressBook`] says where nodes may be.
+//!   messages on a stream; [`AddressBook`] says where nodes may be; [`Discovery`] hears and says so by
+//!   multicast.
 //! - A dialled node is named by its id, never by its address, and its certificate must be that node's. Whoever dials shows
 //!   a certificate too, but for [`Alpn::Join`]; [`Admit`] has the last word at every handshake. A first byte from the
 //!   serving side says that the dialler is in; a refusal is a close with its reason, which the dialler's error shows.
@@ -35,7 +36,7 @@ pub use accept::{Admit, Serve};
 pub use alpn::Alpn;
 pub use book::{AddressBook, Source};
 pub use connection::{Connection, RecvStream, SendStream};
-pub use discovery::{Discovery, Found};
+pub use discovery::{Announcement, Discovery, DiscoveryError, Found};
 pub use endpoint::{Endpoint, EndpointConfig, EndpointError};
 pub use error::{Attempt, CallError, ConnectError, Fault};
 pub use session::{Message, Session, Sessions};
