@@ -7,7 +7,8 @@ pub const FILTER_VARIABLE: &str = "EDGED_LOG";
 
 /// What openraft tells, even as an error, is that another manager does not answer for a moment; what is wrong with this node's
 /// store comes from the store itself. The others tell at `info` what matters to their own developers only.
-const DEFAULT_FILTER: &str = "info,openraft=off,quinn=warn,mdns_sd=error,oci_client=warn,libcontainer=warn,netlink_proto=warn";
+const DEFAULT_FILTER: &str =
+    "info,openraft=off,quinn=warn,mdns_sd=error,oci_client=warn,libcontainer=warn,netlink_proto=warn";
 
 /// Starts logging. Called once, at the start of `main`.
 pub fn init() {

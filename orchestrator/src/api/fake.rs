@@ -297,8 +297,7 @@ impl Daemon {
         let description = node.description.clone();
         let entry = if inner.state.cluster.is_none() {
             inner.leader = Some(self.id);
-            let made = Authority::create(ClusterId(7), now()).unwrap();
-            let ca = Ca { certificate: made.certificate, key: Secret(made.key) };
+            let ca = Authority::create(ClusterId(7), now()).unwrap();
             let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
             intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, settings, now())?
         } else {

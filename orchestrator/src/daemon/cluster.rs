@@ -92,7 +92,8 @@ impl Cluster for Daemon {
             Standing::Attached(_) => None,
             Standing::Searching(why) => Some(format!("no manager is reached: {why}")),
             Standing::Removed => Some(
-                "this node was removed from its cluster: run `edgectl cluster leave --force` here, then join again".into(),
+                "this node was removed from its cluster: run `edgectl cluster leave --force` here, then join again"
+                    .into(),
             ),
         };
         let live = self.base.leader_view.borrow().live.clone();

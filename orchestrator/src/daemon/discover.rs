@@ -3,7 +3,7 @@
 use crate::transport::{Announcement, Discovery, Endpoint, Found, Source};
 use orchestrator_core::model::{ClusterId, NodeId};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,7 +19,7 @@ const REMEMBERED: usize = 256;
 #[derive(Clone)]
 pub(super) struct Finder {
     discovery: Option<Arc<Discovery>>,
-    found: Arc<Mutex<BTreeMap<(ClusterId, NodeId), Vec<SocketAddr>>>>,
+    found: Arc<Mutex<BTreeSet<(ClusterId, NodeId)>>>,
     searching: Arc<Mutex<Option<tokio::task::JoinHandle<()>>>>,
 }
 
@@ -60,7 +60,7 @@ impl Finder {
                     for address in &found.addrs {
                         endpoint.book().learn(found.node, *address, Source::Found);
                     }
-                    finder.remember(found);
+                    finder.remember(&found);
                 }
             }
         }));
@@ -68,7 +68,7 @@ impl Finder {
 
     /// Managers of `cluster` that were found so far.
     pub(super) fn found(&self, cluster: ClusterId) -> Vec<NodeId> {
-        self.lock().keys().filter(|(of, _)| *of == cluster).map(|(_, node)| *node).collect()
+        self.lock().iter().filter(|(of, _)| *of == cluster).map(|(_, node)| *node).collect()
     }
 
     /// Addresses of managers of whatever cluster: a joiner's token tells which is the right one. Waits until some time after
@@ -84,14 +84,14 @@ impl Finder {
         addresses.into_iter().collect()
     }
 
-    fn remember(&self, found: Found) {
+    fn remember(&self, found: &Found) {
         let mut known = self.lock();
         if known.len() < REMEMBERED {
-            known.insert((found.cluster, found.node), found.addrs);
+            known.insert((found.cluster, found.node));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(ClusterId, NodeId), Vec<SocketAddr>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<(ClusterId, NodeId)>> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -128,7 +128,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap(), None);
         let managers = vec!["10.0.0.1:2377".to_owned()];
-        let identity = Identity { cluster: ClusterId(1), node: NodeId(2), raft_id: Some(3), lost_raft_id: None, advertise: None, managers };
+        let identity = Identity {
+            cluster: ClusterId(1),
+            node: NodeId(2),
+            raft_id: Some(3),
+            lost_raft_id: None,
+            advertise: None,
+            managers,
+        };
         identity.save(dir.path()).unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap(), Some(identity));
         Identity::remove(dir.path()).unwrap();

@@ -217,7 +217,8 @@ impl Link {
         let mut all: Vec<NodeId> = Vec::new();
         let first = hint.into_iter().chain(own);
         let before = self.parts.named.iter().copied();
-        for node in first.chain(named.into_keys()).chain(before).chain(self.parts.base.finder.found(self.parts.cluster)) {
+        for node in first.chain(named.into_keys()).chain(before).chain(self.parts.base.finder.found(self.parts.cluster))
+        {
             if node != self.parts.node && !all.contains(&node) {
                 all.push(node);
             }
@@ -312,7 +313,8 @@ impl Link {
         up: &mut SendStream,
         hears: &mut mpsc::Receiver<Result<Down, frames::FrameError>>,
     ) -> Ended {
-        let lost = |what: &str, error: &dyn std::fmt::Display| Ended::Lost(format!("manager {target}: {what}: {error}"));
+        let lost =
+            |what: &str, error: &dyn std::fmt::Display| Ended::Lost(format!("manager {target}: {what}: {error}"));
         let mut beat = interval(self.contact.heartbeat());
         let mut silent_since = Instant::now();
         let mut left = None::<oneshot::Sender<()>>;
@@ -468,7 +470,9 @@ impl Link {
                 self.parts.base.endpoint.set_credentials(Some(new.clone()));
                 self.parts.credentials.send_replace(new);
             }
-            Err(error) => tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the new certificate is not used"),
+            Err(error) => {
+                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the new certificate is not used")
+            }
         }
     }
 }

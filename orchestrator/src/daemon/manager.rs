@@ -65,7 +65,9 @@ impl Manager {
         if self.desk.borrow().is_some() && self.store.members().voters.len() > 1 {
             match timeout(HAND_OVER, self.store.hand_over()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "nobody took the lead"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "nobody took the lead")
+                }
                 Err(_) => tracing::warn!("nobody took the lead in time"),
             }
         }
@@ -116,7 +118,8 @@ async fn follow(store: Store, endpoint: Endpoint, time: Arc<LastSeen>, revision:
                 endpoint.book().learn(node.id, address, Source::Assigned);
             }
         }
-        let removed: BTreeSet<NodeId> = state.cluster.iter().flat_map(|cluster| cluster.removed.keys().copied()).collect();
+        let removed: BTreeSet<NodeId> =
+            state.cluster.iter().flat_map(|cluster| cluster.removed.keys().copied()).collect();
         for node in removed.difference(&refused) {
             endpoint.drop_peer(*node);
         }

@@ -18,9 +18,7 @@ use anyhow::Context;
 use orchestrator_core::{
     assignment::Assignment,
     intent,
-    model::{
-        Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Settings, Tokens,
-    },
+    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Settings, Tokens},
     state::{Applied, State},
 };
 use std::{
@@ -122,7 +120,7 @@ impl Member {
                 }
                 tokio::select! {
                     changed = health.changed() => if changed.is_err() { break },
-                    changed = managers.changed() => if changed.is_err() { break } else { break },
+                    _ = managers.changed() => break,
                 }
             }
             if managers.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &manager)) {
@@ -294,9 +292,11 @@ impl Daemon {
         if self.member().is_some() {
             return Err(Failure::Unavailable(ALREADY.into()));
         }
-        let token: Token = request.token.trim().parse().map_err(|error| Failure::Invalid(format!("invalid join token: {error}")))?;
+        let token: Token =
+            request.token.trim().parse().map_err(|error| Failure::Invalid(format!("invalid join token: {error}")))?;
         let advertise = self.own_addresses(request.advertise_addr.as_deref(), request.listen_addr.as_deref())?;
-        let internal = |cause: anyhow::Error| Failure::Internal { what: "joining the cluster".into(), cause: cause.into() };
+        let internal =
+            |cause: anyhow::Error| Failure::Internal { what: "joining the cluster".into(), cause: cause.into() };
         let state_dir = &self.config.state_dir;
         let key = NodeKey::load_or_create(state_dir).map_err(|error| internal(error.into()))?;
         self.pending.send_replace(Some("joining a cluster".into()));
@@ -389,7 +389,9 @@ impl Daemon {
             Failure::Invalid(format!("invalid advertise address {text}: an IP address with or without port is needed"))
         })?;
         if address.is_unspecified() {
-            return Err(Failure::Invalid(format!("invalid advertise address {text}: it must be one that others can reach")));
+            return Err(Failure::Invalid(format!(
+                "invalid advertise address {text}: it must be one that others can reach"
+            )));
         }
         Ok(Some(address))
     }
@@ -488,7 +490,8 @@ impl Daemon {
         });
         let mut views = self.base.agent_view.subscribe();
         let empty = |view: &crate::agent::View| {
-            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.is_empty()) && view.observed.tasks.is_empty()
+            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.is_empty())
+                && view.observed.tasks.is_empty()
         };
         if timeout(LAST_CONTAINERS, views.wait_for(empty)).await.is_err() {
             tracing::warn!("some containers have not ended; they are taken down by `edged reset`");
@@ -507,7 +510,8 @@ impl Daemon {
             manager::remove_stores(state_dir, None)?;
             Ok(())
         };
-        forget().map_err(|cause| Failure::Internal { what: "forgetting the membership".into(), cause: cause.into() })?;
+        forget()
+            .map_err(|cause| Failure::Internal { what: "forgetting the membership".into(), cause: cause.into() })?;
         tracing::info!("this node has left its cluster");
         Ok(())
     }
@@ -519,7 +523,9 @@ impl Daemon {
             return Err(Failure::Unavailable("This node is not part of a swarm: there is nothing to make new".into()));
         };
         let Some(manager) = member.manager.send_replace(None) else {
-            return Err(Failure::Unavailable("This node is a worker: only a manager has what a cluster is made of".into()));
+            return Err(Failure::Unavailable(
+                "This node is a worker: only a manager has what a cluster is made of".into(),
+            ));
         };
         let forced = async {
             let raft_id = manager.raft_id;
@@ -528,7 +534,9 @@ impl Daemon {
             Store::force_alone(config).await?.shutdown().await;
             let started = self.base.start_manager(raft_id, member.node).await?;
             member.manager.send_replace(Some(started.clone()));
-            timeout(SETTLES, started.store.leadership().wait_for(Option::is_some)).await.context("waiting for the lead")??;
+            timeout(SETTLES, started.store.leadership().wait_for(Option::is_some))
+                .await
+                .context("waiting for the lead")??;
             loop {
                 let entry = intent::force_new_cluster(&started.store.state(), member.node, raft_id, clock::now())?;
                 if let Applied::Done { .. } = started.store.propose(entry).await? {
@@ -541,10 +549,15 @@ impl Daemon {
             // It could not be done: what was there goes on.
             match self.base.start_manager(manager.raft_id, member.node).await {
                 Ok(started) => drop(member.manager.send_replace(Some(started))),
-                Err(error) => tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the store stays closed"),
+                Err(error) => {
+                    tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the store stays closed")
+                }
             }
         }
-        forced.map_err(|cause| Failure::Internal { what: "making a new cluster of this manager".into(), cause: cause.into() })?;
+        forced.map_err(|cause| Failure::Internal {
+            what: "making a new cluster of this manager".into(),
+            cause: cause.into(),
+        })?;
         Ok(member.node)
     }
 }

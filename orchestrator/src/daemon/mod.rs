@@ -187,13 +187,11 @@ impl Daemon {
         let member = watch::Sender::new(None);
         let gate = Arc::new(Gate::new(member.subscribe(), time.clone()));
         let listen = config.listen_addr.unwrap_or((Ipv6Addr::UNSPECIFIED, join::PORT).into());
-        let endpoint = Endpoint::bind(EndpointConfig {
-            listen,
-            time: time.clone(),
-            admit: gate.clone(),
-            handlers: gate.clone(),
-        })
-        .with_context(|| format!("listening for other nodes on {listen} (UDP); listen-addr in edged.toml changes it"))?;
+        let endpoint =
+            Endpoint::bind(EndpointConfig { listen, time: time.clone(), admit: gate.clone(), handlers: gate.clone() })
+                .with_context(|| {
+                    format!("listening for other nodes on {listen} (UDP); listen-addr in edged.toml changes it")
+                })?;
         let description = NodeDescription {
             platform: Some(machine.platform.clone()),
             nano_cpus: u64::from(machine.cpus) * 1_000_000_000,
@@ -314,7 +312,8 @@ async fn addresses(daemon: Arc<Daemon>) {
     loop {
         links.mark_unchanged();
         let member = members.borrow_and_update().clone();
-        let configured = member.as_ref().and_then(|member| member.identity().advertise).or(daemon.config.advertise_addr);
+        let configured =
+            member.as_ref().and_then(|member| member.identity().advertise).or(daemon.config.advertise_addr);
         let address = daemon.drivers.address(configured).await;
         daemon.base.description.send_if_modified(|description| {
             // Between two leases there is none: what others know is better than nothing.

@@ -35,9 +35,7 @@ impl Remote for Daemon {
         };
         match dialled.await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => {
-                Err(Failure::Unavailable(format!("node {node} does not answer: {:#}", error)))
-            }
+            Err(error) => Err(Failure::Unavailable(format!("node {node} does not answer: {:#}", error))),
         }
     }
 }

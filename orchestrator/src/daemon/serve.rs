@@ -92,7 +92,13 @@ fn manager_only(peer: &Peer) -> Result<(), String> {
 
 #[async_trait]
 impl Serve for Gate {
-    async fn serve(&self, alpn: Alpn, peer: Option<Peer>, remote: SocketAddr, (mut out, mut input): (SendStream, RecvStream)) {
+    async fn serve(
+        &self,
+        alpn: Alpn,
+        peer: Option<Peer>,
+        remote: SocketAddr,
+        (mut out, mut input): (SendStream, RecvStream),
+    ) {
         let served = match (alpn, peer) {
             (Alpn::Join, _) => self.let_in(remote, &mut out, &mut input).await,
             (Alpn::Raft, Some(_)) => self.answer_raft(&mut out, &mut input).await,

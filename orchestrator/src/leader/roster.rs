@@ -91,9 +91,7 @@ impl Roster {
     /// When the next node is down if nothing is heard of it.
     pub(super) fn next_down(&self, state: &State, now: UnixMillis) -> Option<UnixMillis> {
         let down_after = down_after(state);
-        let left = |heard: &Heard| {
-            silence(down_after).saturating_sub(heard.last.elapsed()).as_millis()
-        };
+        let left = |heard: &Heard| silence(down_after).saturating_sub(heard.last.elapsed()).as_millis();
         let ready = self.nodes.values().filter(|heard| heard.ready);
         let ready = ready.map(|heard| now + Millis(u64::try_from(left(heard)).unwrap_or(u64::MAX)));
         let grace = self.elected_at + down_after;

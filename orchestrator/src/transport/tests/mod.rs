@@ -3,9 +3,9 @@
 mod peers;
 
 use super::*;
-use crate::pki::{Authority, Ca, Credentials, LastSeen, NodeKey};
+use crate::pki::{Authority, Credentials, LastSeen, NodeKey};
 use async_trait::async_trait;
-use orchestrator_core::model::{ClusterId, Millis, UnixMillis};
+use orchestrator_core::model::{Ca, ClusterId, Millis, UnixMillis};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -142,7 +142,13 @@ impl Echo {
 
 #[async_trait]
 impl Serve for Echo {
-    async fn serve(&self, alpn: Alpn, peer: Option<Peer>, remote: SocketAddr, (mut send, mut recv): (SendStream, RecvStream)) {
+    async fn serve(
+        &self,
+        alpn: Alpn,
+        peer: Option<Peer>,
+        remote: SocketAddr,
+        (mut send, mut recv): (SendStream, RecvStream),
+    ) {
         self.0.lock().unwrap().push((alpn, peer, remote));
         let _ = tokio::io::copy(&mut recv, &mut send).await;
     }
