@@ -329,6 +329,7 @@ impl World {
             revision,
             description: NodeDescription::default(),
             raft: None,
+            lost_log: None,
             tasks: node.tasks.clone(),
             held_ports: vec![],
         };

@@ -136,6 +136,7 @@ impl World {
             revision: 0,
             description: NodeDescription::default(),
             raft: self.stores.get(&id).copied(),
+            lost_log: None,
             tasks: BTreeMap::new(),
             held_ports: vec![],
         };

@@ -252,6 +252,7 @@ impl Agent {
             revision,
             description: self.description.clone(),
             raft: None,
+            lost_log: None,
             tasks: Default::default(),
             held_ports: Vec::new(),
         }

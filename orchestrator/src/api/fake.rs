@@ -281,6 +281,7 @@ impl Cluster for Daemon {
             revision: 1,
             description,
             raft: Some(1),
+            lost_log: None,
             tasks: BTreeMap::new(),
             held_ports: Vec::new(),
         };

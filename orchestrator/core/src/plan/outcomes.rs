@@ -1,7 +1,7 @@
 //! Takes over what nodes reported: ends of tasks, and nodes that are down, drained or gone.
 
 use super::{
-    place::broken_constraint,
+    constraint::broken_constraint,
     work::{Life, Work},
 };
 use crate::{
