@@ -86,7 +86,7 @@ pub enum Violation {
         /// Published ports of its version.
         ports: usize,
     },
-    /// More than one task of a slot shall run, and not as the two halves of a start-first update.
+    /// More than one task of a slot shall run, and not as the two halves of a start-first update or move.
     #[error("{count} tasks of slot {slot:?} of service {service} shall run")]
     CrowdedSlot {
         /// The service.
@@ -209,14 +209,18 @@ impl State {
     }
 
     fn check_slots(&self, found: &mut Vec<Violation>) {
-        let mut slots: BTreeMap<(ServiceId, Slot), Vec<u32>> = BTreeMap::new();
+        let mut slots: BTreeMap<(ServiceId, Slot), Vec<(u32, Option<NodeId>)>> = BTreeMap::new();
         for task in self.tasks.values().filter(|task| task.desired == Desired::Run && task.outcome.is_none()) {
-            slots.entry((task.service, task.slot)).or_default().push(task.version);
+            slots
+                .entry((task.service, task.slot))
+                .or_default()
+                .push((task.version, task.placed.as_ref().map(|placed| placed.node)));
         }
-        for ((service, slot), versions) in slots {
-            let start_first = matches!(versions[..], [one, other] if one != other);
-            if versions.len() > 1 && !start_first {
-                found.push(Violation::CrowdedSlot { service, slot, count: versions.len() });
+        for ((service, slot), open) in slots {
+            // Of another version, or elsewhere.
+            let start_first = matches!(open[..], [one, other] if one != other);
+            if open.len() > 1 && !start_first {
+                found.push(Violation::CrowdedSlot { service, slot, count: open.len() });
             }
         }
     }

@@ -300,9 +300,13 @@ pub fn update_node(
             next.raft_id = None;
         }
         (Role::Worker, Role::Manager) => {
-            let mut cluster = next_cluster(state, now)?;
-            next.raft_id = Some(take_raft_id(&mut cluster));
-            changes.push(state.put_change(Object::Cluster(cluster)));
+            // One that is still being demoted stays what it is.
+            next.raft_id = live.nodes.get(&id).and_then(|known| known.report.raft);
+            if next.raft_id.is_none() {
+                let mut cluster = next_cluster(state, now)?;
+                next.raft_id = Some(take_raft_id(&mut cluster));
+                changes.push(state.put_change(Object::Cluster(cluster)));
+            }
         }
         (Role::Worker, Role::Worker) | (Role::Manager, Role::Manager) => {}
     }
@@ -365,6 +369,21 @@ pub fn describe_node(
     }
     let next = Node { hostname, description, ..Node::clone(known) };
     Ok(Some(entry(now, vec![state.put_change(Object::Node(next))])))
+}
+
+/// Gives a manager that lost its log under the number `lost` a new one: it comes back as a new member of the log. `None` if it
+/// has another number already.
+///
+/// # Errors
+/// No such node, or no cluster.
+pub fn renew_raft_id(state: &State, id: NodeId, lost: u64, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
+    let node = node_at(state, id)?;
+    if node.raft_id != Some(lost) {
+        return Ok(None);
+    }
+    let mut cluster = next_cluster(state, now)?;
+    let next = Node { raft_id: Some(take_raft_id(&mut cluster)), ..Node::clone(node) };
+    Ok(Some(entry(now, vec![state.put_change(Object::Cluster(cluster)), state.put_change(Object::Node(next))])))
 }
 
 /// Removes a node for good: its certificate is refused from then on, and its tasks are replaced.

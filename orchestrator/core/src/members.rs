@@ -92,12 +92,21 @@ pub fn next_step(state: &State, live: &Live, members: &Members) -> Option<Step> 
     if let Some((raft_id, node)) = wanted.iter().find(|(id, _)| alive.contains(id) && !members.contains(**id)) {
         return Some(Step::AddLearner { raft_id: *raft_id, node: *node });
     }
-    if let Some(living) = leaving.iter().find(|id| removable(id)) {
+    let heir = members.voters.iter().any(|id| wanted.contains_key(id) && alive.contains(id));
+    // Without an heir, only what keeps one from coming goes.
+    let may_go = |id: &u64| heir || keeps_out(state, live, *id);
+    if let Some(living) = leaving.iter().find(|id| removable(id) && may_go(id)) {
         return Some(Step::Remove(*living));
     }
-    let heir = || members.voters.iter().any(|id| wanted.contains_key(id) && alive.contains(id));
-    let goes = leaving.contains(&members.own) && has_majority(&without(members.own)) && heir();
-    goes.then_some(Step::HandOver)
+    let own = &members.own;
+    (leaving.contains(own) && may_go(own) && members.voters.len() > 1 && has_majority(&without(*own)))
+        .then_some(Step::HandOver)
+}
+
+/// Whether a node still keeps the log under this number and is wanted under another: a node has one log at a time.
+fn keeps_out(state: &State, live: &Live, raft_id: u64) -> bool {
+    let mut keepers = live.nodes.iter().filter(|(_, known)| known.report.raft == Some(raft_id));
+    keepers.any(|(id, _)| state.nodes.get(id).is_some_and(|node| node.raft_id.is_some_and(|other| other != raft_id)))
 }
 
 /// Why the node must not stop being a manager now: it is the last one, or too few of the others are reachable to go on

@@ -151,9 +151,20 @@ fn each_manager_gets_a_number_of_its_own_and_each_promotion_a_new_one() {
     let entry = wish(&cluster, "b", Role::Worker).unwrap();
     cluster.apply(&entry);
     assert_eq!(number(&cluster, "b"), None);
+    let called_off = wish(&cluster, "b", Role::Manager).unwrap();
+    let mut other = cluster.state.clone();
+    other.apply(other.revision + 1, &called_off);
+    assert_eq!(other.nodes[&cluster.node_id("b")].raft_id, Some(2), "it still keeps the log under its old number");
+    let b = cluster.node_id("b");
+    cluster.live.nodes.get_mut(&b).unwrap().report.raft = None;
     let entry = wish(&cluster, "b", Role::Manager).unwrap();
     cluster.apply(&entry);
     assert_eq!(number(&cluster, "b"), Some(4));
+    // Its disk fails.
+    let entry = intent::renew_raft_id(&cluster.state, b, 4, cluster.now).unwrap().unwrap();
+    cluster.apply(&entry);
+    assert_eq!(number(&cluster, "b"), Some(5));
+    assert_eq!(intent::renew_raft_id(&cluster.state, b, 4, cluster.now), Ok(None), "one loss, one number");
 }
 
 #[test]

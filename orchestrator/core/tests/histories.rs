@@ -329,6 +329,7 @@ impl World {
             revision,
             description: NodeDescription::default(),
             raft: None,
+            lost_log: None,
             tasks: node.tasks.clone(),
             held_ports: vec![],
         };
@@ -399,7 +400,7 @@ impl World {
                 Mode::Replicated { replicas } => replicas as usize..=replicas as usize,
                 Mode::Global => places..=places,
             };
-            let running: BTreeSet<Slot> = self
+            let running: Vec<Slot> = self
                 .state
                 .tasks
                 .values()
@@ -411,6 +412,8 @@ impl World {
                 })
                 .map(|task| task.slot)
                 .collect();
+            let slots: BTreeSet<Slot> = running.iter().copied().collect();
+            assert_eq!(slots.len(), running.len(), "one task of each slot runs: {:?}", self.state);
             assert!(
                 wanted.contains(&running.len()),
                 "{} has other than the wanted slots: {:?}",

@@ -32,6 +32,10 @@ enum Event {
     Remove {
         node: u8,
     },
+    /// The node's disk fails: its log is gone.
+    Lose {
+        node: u8,
+    },
     /// The node dies, or comes back.
     Power {
         node: u8,
@@ -52,6 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => node.clone().prop_map(|node| Event::Promote { node }),
         3 => node.clone().prop_map(|node| Event::Demote { node }),
         1 => node.clone().prop_map(|node| Event::Remove { node }),
+        1 => node.clone().prop_map(|node| Event::Lose { node }),
         2 => (node, any::<bool>()).prop_map(|(node, on)| Event::Power { node, on }),
         8 => Just(Event::Step),
         1 => any::<usize>().prop_map(|pick| Event::Election { pick }),
@@ -131,6 +136,7 @@ impl World {
             revision: 0,
             description: NodeDescription::default(),
             raft: self.stores.get(&id).copied(),
+            lost_log: None,
             tasks: BTreeMap::new(),
             held_ports: vec![],
         };
@@ -202,6 +208,21 @@ impl World {
         true
     }
 
+    /// Only where the others have the log, too: what a lost majority takes along is another matter.
+    fn lose(&mut self, node: NodeId) {
+        let Some(lost) = self.state.nodes.get(&node).and_then(|known| known.raft_id) else { return };
+        if self.stores.get(&node) != Some(&lost) || self.members.own == lost {
+            return;
+        }
+        let kept = self.stores.remove(&node);
+        if !self.has_majority() {
+            self.stores.extend(kept.map(|kept| (node, kept)));
+            return;
+        }
+        let entry = intent::renew_raft_id(&self.state, node, lost, self.now).unwrap().unwrap();
+        self.apply(&entry);
+    }
+
     fn wish(&mut self, node: NodeId, role: Role) {
         let Some(known) = self.state.nodes.get(&node) else { return };
         let wish = NodeWish { role, availability: known.availability, labels: BTreeMap::new() };
@@ -231,6 +252,7 @@ impl World {
                     self.up.insert(id(node), false);
                 }
             }
+            Event::Lose { node } => self.lose(id(node)),
             Event::Power { node, on } => {
                 if self.state.nodes.contains_key(&id(node)) {
                     self.up.insert(id(node), on);

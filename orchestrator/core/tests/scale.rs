@@ -64,6 +64,7 @@ impl Cluster {
                 revision: 0,
                 description,
                 raft: None,
+                lost_log: None,
                 tasks: BTreeMap::new(),
                 held_ports: vec![],
             };

@@ -204,6 +204,7 @@ fn report() -> Report {
         revision: 200,
         description: description(),
         raft: Some(1),
+        lost_log: None,
         tasks: BTreeMap::from([(TaskId(4), task)]),
         held_ports: vec![HeldPort { protocol: Protocol::Udp, port: 53, holder: "dnsmasq (12)".into() }],
     }
@@ -262,8 +263,8 @@ fn a_report_has_these_bytes() {
     check_golden(
         &report(),
         "
-        04000151000000e4d5e1640203c80101056c696e75780561726d363402763880d0acf30e808080800405302e312e3000
-        0831302e302e302e31c9120101010407050773746172746564014d000101350c646e736d6173712028313229
+        04000152000000b556feea0203c80101056c696e75780561726d363402763880d0acf30e808080800405302e312e3000
+        0831302e302e302e31c912010100010407050773746172746564014d000101350c646e736d6173712028313229
         ",
     );
 }

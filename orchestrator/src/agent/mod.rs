@@ -248,6 +248,7 @@ impl Agent {
             revision,
             description,
             raft: None,
+            lost_log: None,
             tasks: Default::default(),
             held_ports: Vec::new(),
         }

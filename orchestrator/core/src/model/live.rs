@@ -41,6 +41,9 @@ pub struct Report {
     pub description: NodeDescription,
     /// The number that it keeps the log under; `None` while it keeps none.
     pub raft: Option<u64>,
+    /// The number under which it kept the log until it lost it: its disk failed or the log was damaged. It needs another one
+    /// ([`crate::intent::renew_raft_id`]).
+    pub lost_log: Option<u64>,
     /// Its tasks.
     pub tasks: BTreeMap<TaskId, TaskReport>,
     /// Ports that processes outside our containers hold on it.

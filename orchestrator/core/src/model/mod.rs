@@ -1,5 +1,6 @@
 //! The nouns: what a user can ask for, what the cluster decided, and what a node saw. Values are valid by construction.
 
+mod constraint;
 mod container;
 mod id;
 mod live;
@@ -8,6 +9,7 @@ mod object;
 mod secret;
 mod service;
 
+pub use constraint::*;
 pub use container::*;
 pub use id::*;
 pub use live::*;

@@ -1,6 +1,6 @@
 //! What a user asks for: a service. [`ServiceSpec`] can only be made from [`ServiceParts`] that fit together.
 
-use super::{ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources, Settings};
+use super::{Constraint, ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources, Settings};
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
@@ -136,49 +136,6 @@ pub struct Placement {
     pub max_per_node: u32,
     /// Platforms the image has; empty if not known.
     pub platforms: Vec<Platform>,
-}
-
-/// A condition on a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Constraint {
-    /// `node.id`, `node.hostname`, `node.ip`, `node.role`, `node.platform.os`, `node.platform.arch`, `node.labels.KEY` or
-    /// `engine.labels.KEY`.
-    pub key: String,
-    /// Whether the values must be equal (`==`) or differ (`!=`).
-    pub equal: bool,
-    /// The value.
-    pub value: String,
-}
-
-impl Constraint {
-    /// Reads `node.labels.zone==a` or `node.role != manager`.
-    ///
-    /// # Errors
-    /// No `==` or `!=`, or a key that no node can have.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let refuse = |why| Err(Invalid::new("constraint", why));
-        let (key, equal, value) = match (text.split_once("!="), text.split_once("==")) {
-            (Some((key, value)), None) => (key, false, value),
-            (None, Some((key, value))) => (key, true, value),
-            _ => return refuse(format!("{text:?} must be KEY==VALUE or KEY!=VALUE")),
-        };
-        let (key, value) = (key.trim(), value.trim());
-        const KEYS: [&str; 6] =
-            ["node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch"];
-        let label = ["node.labels.", "engine.labels."]
-            .iter()
-            .any(|prefix| key.strip_prefix(prefix).is_some_and(|label| !label.is_empty()));
-        if !KEYS.contains(&key) && !label {
-            return refuse(format!(
-                "unknown key {key:?}; use one of {} or node.labels.KEY, engine.labels.KEY",
-                KEYS.join(", ")
-            ));
-        }
-        if value.is_empty() {
-            return refuse(format!("{text:?} has no value"));
-        }
-        Ok(Self { key: key.into(), equal, value: value.into() })
-    }
 }
 
 /// Operating system and architecture in Go's words (`linux`, `arm64`), as images carry them.

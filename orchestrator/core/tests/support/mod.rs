@@ -188,7 +188,16 @@ impl Cluster {
         }
         self.node_names.insert(id, name.into());
         let raft = self.state.nodes[&id].raft_id;
-        let report = Report { node: id, term: 1, revision: 0, description, raft, tasks: BTreeMap::new(), held_ports };
+        let report = Report {
+            node: id,
+            term: 1,
+            revision: 0,
+            description,
+            raft,
+            lost_log: None,
+            tasks: BTreeMap::new(),
+            held_ports,
+        };
         self.live.nodes.insert(id, NodeLive { ready: true, since: self.now, report });
         None
     }
