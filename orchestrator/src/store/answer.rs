@@ -3,15 +3,22 @@
 //! In: bytes that another member's [`Peers`](super::Peers) carried here. Out: bytes to carry back: an answer, or as text why there
 //! is none. Caller: `transport`, which has made sure that a member asks.
 
+use std::sync::atomic::Ordering;
+
 use openraft::{ServerState, Snapshot, raft::AppendEntriesResponse};
 use serde::Serialize;
 
 use super::{
     handle::Store,
     log::{record::Position, writer::Health},
-    network::Message,
+    network::{Message, Request},
     raft,
 };
+
+/// On a full disk, bytes of the last segment that only appends up to [`SMALL_APPEND`] may take.
+const RESERVE: usize = 64 * 1024;
+/// See [`RESERVE`].
+const SMALL_APPEND: usize = 1024;
 
 fn encode<T: Serialize, E: ToString>(answer: Result<T, E>) -> Result<Vec<u8>, postcard::Error> {
     postcard::to_allocvec(&answer.map_err(|error| error.to_string()))
@@ -25,16 +32,24 @@ impl Store {
     pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, postcard::Error> {
         let raft = &self.inner.raft;
         self.inner.assembly.forget_abandoned();
-        let message = match raft::decode(request)? {
+        let bytes = request.len();
+        let Request { to, message } = raft::decode(request)?;
+        if to != self.inner.raft_id {
+            return encode::<(), _>(Err(format!("member {to} is not here")));
+        }
+        let (message, bytes) = match message {
             Message::Part(part) => match self.inner.assembly.take(part) {
-                Ok(Some(whole)) => raft::decode(&whole)?,
+                Ok(Some(whole)) => (raft::decode(&whole)?, whole.len()),
                 Ok(None) => return encode(Ok::<_, String>(())),
                 Err(error) => return encode::<(), _>(Err(error)),
             },
-            message => message,
+            message => (message, bytes),
         };
         let silence = &self.inner.silence;
         match message {
+            Message::Append(rpc) if !rpc.entries.is_empty() && !self.has_room_for(bytes) => {
+                encode::<(), _>(Err("its disk is full"))
+            }
             Message::Append(rpc) => {
                 let answer = raft.append_entries(rpc).await;
                 if !matches!(answer, Err(_) | Ok(AppendEntriesResponse::HigherVote(_))) {
@@ -51,6 +66,9 @@ impl Store {
             }
             Message::Snapshot(vote, meta, state) => {
                 silence.end();
+                if self.room() < 2 * bytes as u64 {
+                    return encode::<(), _>(Err("its disk has no room for a snapshot"));
+                }
                 let snapshot = Snapshot { meta, snapshot: Box::new(state) };
                 encode(raft.install_full_snapshot(vote, snapshot).await)
             }
@@ -59,6 +77,16 @@ impl Store {
             Message::VoteWithConsent(rpc) => encode(self.vote_with_consent(rpc).await),
             Message::WouldElect { last, writable } => encode(Ok::<_, String>(self.would_elect(last, writable))),
         }
+    }
+
+    /// Can the log take an append of this size? On a full disk what is left of a segment is kept for small ones: a new leader's
+    /// first entry, changes of the members. A write that fails for want of room would end the log.
+    fn has_room_for(&self, bytes: usize) -> bool {
+        if !matches!(*self.inner.health.borrow(), Health::ReadOnly { .. }) {
+            return true;
+        }
+        let reserve = if bytes <= SMALL_APPEND { SMALL_APPEND } else { RESERVE };
+        (bytes + reserve) as u64 <= self.inner.segment_room.load(Ordering::Relaxed)
     }
 
     /// Would this member elect one whose log ends at `last`? Not while it follows a leader, nor one that cannot write if it

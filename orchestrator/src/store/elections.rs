@@ -26,8 +26,8 @@ use super::{
     handle::HEARTBEAT,
     leadership::LEASE,
     log::writer::Health,
-    network::{Links, Message},
-    raft::{self, Member, TypeConfig},
+    network::{Links, Message, Target},
+    raft::{self, TypeConfig},
 };
 
 /// A leader that was silent for [`LEASE`] gets this much longer, and a random part of [`SPREAD`] so that not all voters stand at
@@ -112,16 +112,16 @@ impl Voter {
         let last = self.raft.data_metrics().borrow().last_log.as_ref().map(raft::position);
         let writable = *self.health.borrow() == Health::Writable;
         let question = Message::WouldElect { last, writable };
-        let ask = |id: u64, member: Member| {
+        let ask = |target: Target| {
             let question = &question;
             async move {
-                let answer = timeout(HEARTBEAT, self.links.call::<bool>(&member, question)).await;
-                (id, matches!(answer, Ok(Ok(true))))
+                let answer = timeout(HEARTBEAT, self.links.call::<bool>(&target, question)).await;
+                (target.id, matches!(answer, Ok(Ok(true))))
             }
         };
         let others = membership.voter_ids().filter(|id| *id != self.raft_id);
         let mut answers: FuturesUnordered<_> =
-            others.filter_map(|id| Some(ask(id, membership.get_node(&id)?.clone()))).collect();
+            others.filter_map(|id| Some(ask(Target { id, member: membership.get_node(&id)?.clone() }))).collect();
         let mut supporters = BTreeSet::from([self.raft_id]);
         let enough = |supporters: &BTreeSet<u64>| {
             let majority = |voters: &BTreeSet<u64>| voters.intersection(supporters).count() > voters.len() / 2;

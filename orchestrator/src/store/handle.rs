@@ -55,6 +55,9 @@ pub(super) const ELECTION_MAX: Duration = Duration::from_millis(1000);
 const READ: Duration = Duration::from_secs(2);
 /// A proposal that is not committed by then meets a quorum that is too slow; one that is lost shows within [`ELECTION_MAX`].
 pub(super) const PROPOSE: Duration = Duration::from_secs(10);
+/// A leader without a quorum waits this long for it to come back before it gives up what was proposed: members whose disk takes
+/// seconds for a large entry answer nothing meanwhile.
+pub(super) const REGAIN: Duration = Duration::from_secs(2);
 /// The largest proposal: twice what a plan that places 20,000 tasks at once takes.
 pub(super) const MAX_ENTRY_BYTES: usize = 8 << 20;
 /// A proposal above this may need a log segment of its own, so there must be room on the disk for it.
@@ -124,6 +127,8 @@ pub(super) struct Inner {
     /// Held by whoever changes the membership or hands over.
     pub(super) changing: Arc<Semaphore>,
     pub(super) health: watch::Sender<Health>,
+    /// Bytes that the log's present segment still takes.
+    pub(super) segment_room: Arc<AtomicU64>,
     meter: Arc<Meter>,
     recovery: Recovery,
     damaged_snapshots: usize,
@@ -151,6 +156,7 @@ impl Store {
         let machine = Machine::new(files, newest, appended.clone()).map_err(|error| io_error(&config.dir, error))?;
         let health = watch::Sender::new(Health::Writable);
         let writer = Writer::spawn(log, health.clone(), lock).map_err(|error| io_error(&config.dir, error))?;
+        let segment_room = writer.room();
         let log_store = LogStore::new(image, writer, appended);
         let contacts = Arc::new(Contacts::default());
         let links = Arc::new(Links::new(raft_id, config.peers, contacts.clone()));
@@ -210,6 +216,7 @@ impl Store {
             handing_over,
             changing,
             health,
+            segment_room,
             meter,
             recovery,
             damaged_snapshots: damaged,
@@ -279,7 +286,7 @@ impl Store {
             return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
         };
         let written = self.inner.raft.client_write(entry);
-        match self.while_leading(leadership, PROPOSE, written).await.ok_or(ProposeError::Timeout)? {
+        match self.while_leading(leadership, PROPOSE, REGAIN, written).await.ok_or(ProposeError::Timeout)? {
             Ok(response) => Ok(response.data.expect("a change has an outcome")),
             // It was in the log already when another leader took over: that one may have it, too.
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::Timeout),
@@ -290,19 +297,23 @@ impl Store {
         }
     }
 
-    /// What `work` returns, unless it takes longer than `limit` or than the leadership lasts.
+    /// What `work` returns, unless it takes longer than `limit`, or the leadership is lost and not there again after `grace`.
     pub(super) async fn while_leading<T>(
         &self,
         leadership: Leadership,
         limit: Duration,
+        grace: Duration,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let mut now = self.leadership();
         let lost = async {
             // A store that is being shut down answers `work`.
-            if now.wait_for(|now| *now != Some(leadership)).await.is_err() {
-                std::future::pending::<()>().await;
+            while now.wait_for(|now| *now != Some(leadership)).await.is_ok() {
+                if timeout(grace, now.wait_for(|now| *now == Some(leadership))).await.is_err() {
+                    return;
+                }
             }
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             biased;
@@ -332,7 +343,7 @@ impl Store {
                 }
             }
         };
-        match self.while_leading(leadership, READ, confirmed).await.ok_or(ReadError::NoQuorum)? {
+        match self.while_leading(leadership, READ, Duration::ZERO, confirmed).await.ok_or(ReadError::NoQuorum)? {
             Ok(_) => Ok(self.state()),
             Err(RaftError::APIError(_)) => Err(not_leader()),
             Err(RaftError::Fatal(_)) => Err(ReadError::ShutDown),
@@ -403,7 +414,7 @@ impl Store {
     }
 
     /// Bytes free on the disk.
-    fn room(&self) -> u64 {
+    pub(super) fn room(&self) -> u64 {
         rustix::fs::statvfs(&self.inner.dir).map_or(0, |disk| disk.f_bavail * disk.f_frsize)
     }
 

@@ -28,8 +28,8 @@ use super::{
     error::HandOverError,
     handle::{HEARTBEAT, Inner, Store},
     log::{record::Position, writer::Health},
-    network::Message,
-    raft::{self, Member},
+    network::{Message, Target},
+    raft,
 };
 
 /// How long handing over may take in all. It usually takes as long as a few syncs do.
@@ -69,18 +69,12 @@ impl Store {
             if self.leading_term() != Some(term) {
                 return self.follow(deadline).await;
             }
-            let Some((id, member)) = self.best_other(&refused) else {
-                if refused.is_empty() {
-                    sleep(HEARTBEAT / 4).await;
-                    continue;
-                }
-                break;
-            };
-            match self.hand_to(id, &member, term).await {
+            let Some(target) = self.best_other(&refused) else { break };
+            match self.hand_to(&target, term).await {
                 Ok(()) => return Ok(()),
                 Err(reason) => {
-                    why = format!("node {member}: {reason}");
-                    refused.push(id);
+                    why = format!("node {}: {reason}", target.member);
+                    refused.push(target.id);
                 }
             }
         }
@@ -88,19 +82,19 @@ impl Store {
     }
 
     /// The voter that answers, was not refused before and lacks the least.
-    fn best_other(&self, refused: &[u64]) -> Option<(u64, Member)> {
+    fn best_other(&self, refused: &[u64]) -> Option<Target> {
         let membership = self.membership();
         let others = membership.voter_ids().filter(|id| *id != self.inner.raft_id && !refused.contains(id));
         let able = others.filter(|id| self.answers(*id));
         let best = able.filter_map(|id| Some((self.lacks(id)?, id))).min()?.1;
-        Some((best, membership.get_node(&best)?.clone()))
+        Some(Target { id: best, member: membership.get_node(&best)?.clone() })
     }
 
-    async fn hand_to(&self, id: u64, member: &Member, term: u64) -> Result<(), String> {
+    async fn hand_to(&self, target: &Target, term: u64) -> Result<(), String> {
         let deadline = Instant::now() + ATTEMPT;
         let mut metrics = self.inner.raft.metrics();
         let caught_up = metrics.wait_for(|now| {
-            let has = now.replication.as_ref().and_then(|all| all.get(&id)).and_then(Option::as_ref);
+            let has = now.replication.as_ref().and_then(|all| all.get(&target.id)).and_then(Option::as_ref);
             has.map(|at| at.index) >= now.last_log_index
         });
         let last = match timeout_at(deadline, caught_up).await {
@@ -109,7 +103,7 @@ impl Store {
             Err(_) => return Err("it lacks a part of the log".into()),
         };
         let message = Message::Elect { term, last };
-        let asked = timeout_at(deadline, self.inner.links.call::<()>(member, &message)).await;
+        let asked = timeout_at(deadline, self.inner.links.call::<()>(target, &message)).await;
         asked.map_err(|_| "it does not answer".to_string())?.map_err(|error| error.to_string())?;
         self.follow(deadline).await.map_err(|_| "it was not elected".into())
     }

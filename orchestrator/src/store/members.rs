@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     error::MembersError,
-    handle::{PROPOSE, Store},
+    handle::{PROPOSE, REGAIN, Store},
     leadership::{LEASE, Leadership, is_settled},
     raft::Member,
 };
@@ -169,7 +169,7 @@ impl Store {
             // The caller may have gone.
             let _ = done.send(changed);
         });
-        let changed = self.while_leading(leadership, CHANGE, outcome).await.ok_or(MembersError::Timeout)?;
+        let changed = self.while_leading(leadership, CHANGE, REGAIN, outcome).await.ok_or(MembersError::Timeout)?;
         match changed {
             Err(_) => Err(MembersError::ShutDown),
             Ok(Err(_)) => Err(MembersError::Timeout),

@@ -41,8 +41,9 @@ use super::{
 pub(super) const QUICK_BYTES: usize = 64 * 1024;
 /// How long a call waits for an append that travels by itself: within the heartbeat that openraft gives it.
 const WAIT_FOR_LARGE: Duration = Duration::from_millis(150);
-/// A part, or a small message, that has no answer by then is lost: 50 KB/s carry it in that time.
-const ANSWER: Duration = Duration::from_secs(10);
+/// A part, or a small message, that has no answer by then is lost: 20 KB/s carry it in that time, or an SD card takes in the
+/// snapshot that a last part completes.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Carries one request to another member and its answer back. The implementation must make sure that who answers is the node
 /// that [`Member`] names.
@@ -76,6 +77,14 @@ impl Peers for NoPeers {
     }
 }
 
+/// A request: a message, and which member it is for. A node that left and joined again, or was demoted and promoted, has another
+/// member's store; what it says must never be taken for the word of the member that it was.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Request<M> {
+    pub(super) to: u64,
+    pub(super) message: M,
+}
+
 /// A message between members. New kinds are appended.
 #[derive(Serialize, Deserialize)]
 pub(super) enum Message {
@@ -84,7 +93,7 @@ pub(super) enum Message {
     /// A candidate asks for a vote.
     Vote(VoteRequest<u64>),
     /// The whole state, for a member that the log no longer reaches back to.
-    Snapshot(Vote<u64>, openraft::SnapshotMeta<u64, Member>, Vec<u8>),
+    Snapshot(Vote<u64>, openraft::SnapshotMeta<u64, Member>, #[serde(with = "parts::whole")] Vec<u8>),
     /// A piece of another message.
     Part(Part),
     /// The leader of `term` asks the member, whose log should reach to `last`, to lead.
@@ -117,17 +126,16 @@ impl Links {
     }
 
     /// Sends a message, in parts if need be, and returns the member's answer.
-    pub(super) async fn call<T: DeserializeOwned>(&self, to: &Member, message: &Message) -> Result<T, Unreachable> {
-        let request = encode(message)?;
-        self.send(to, request).await
+    pub(super) async fn call<T: DeserializeOwned>(&self, to: &Target, message: &Message) -> Result<T, Unreachable> {
+        self.send(to, encode(message)?).await
     }
 
-    async fn send<T: DeserializeOwned>(&self, to: &Member, request: Vec<u8>) -> Result<T, Unreachable> {
-        if request.len() <= PART_BYTES {
-            return self.send_whole(to, request).await;
+    async fn send<T: DeserializeOwned>(&self, to: &Target, message: Vec<u8>) -> Result<T, Unreachable> {
+        if message.len() <= PART_BYTES {
+            return self.send_whole(to, message).await;
         }
         let number = self.next_message.fetch_add(1, Ordering::Relaxed);
-        for part in parts::split(self.own, number, &request) {
+        for part in parts::split(self.own, number, &message) {
             let last = part.last;
             let part = encode(&Message::Part(part))?;
             if last {
@@ -138,16 +146,28 @@ impl Links {
         unreachable!("a split message has a last part")
     }
 
-    async fn send_whole<T: DeserializeOwned>(&self, to: &Member, request: Vec<u8>) -> Result<T, Unreachable> {
-        let answer = timeout(ANSWER, self.peers.call(to, request)).await.map_err(|late| Unreachable::new(&late))?;
+    async fn send_whole<T: DeserializeOwned>(&self, to: &Target, message: Vec<u8>) -> Result<T, Unreachable> {
+        // Fields follow each other, so this is the encoding of a `Request`.
+        let request = [encode(&to.id)?, message].concat();
+        let answer =
+            timeout(ANSWER, self.peers.call(&to.member, request)).await.map_err(|late| Unreachable::new(&late))?;
         let answer = answer.map_err(|error| Unreachable::new(&error))?;
         let answer: Result<T, String> = raft::decode(&answer).map_err(|error| Unreachable::new(&error))?;
         answer.map_err(|error| Unreachable::new(&AnyError::error(error)))
     }
 }
 
-fn encode(message: &Message) -> Result<Vec<u8>, Unreachable> {
-    postcard::to_allocvec(message).map_err(|error| Unreachable::new(&error))
+/// A member to be called.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// Its raft id.
+    pub(super) id: u64,
+    /// Where it runs.
+    pub(super) member: Member,
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Unreachable> {
+    postcard::to_allocvec(value).map_err(|error| Unreachable::new(&error))
 }
 
 /// openraft's factory of connections.
@@ -157,15 +177,14 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, member: &Member) -> Connection {
-        Connection { links: self.0.clone(), target, member: member.clone(), large: None }
+        Connection { links: self.0.clone(), target: Target { id: target, member: member.clone() }, large: None }
     }
 }
 
 /// openraft's connection to one member.
 pub(super) struct Connection {
     links: Arc<Links>,
-    target: u64,
-    member: Member,
+    target: Target,
     /// An append on its way.
     large: Option<Large>,
 }
@@ -174,7 +193,7 @@ pub(super) struct Connection {
 struct Large {
     vote: Vote<u64>,
     prev: Option<LogId<u64>>,
-    last: Option<LogId<u64>>,
+    last: LogId<u64>,
     /// One task; it ends with this value.
     task: JoinSet<Result<AppendEntriesResponse<u64>, Unreachable>>,
 }
@@ -182,27 +201,30 @@ struct Large {
 impl Connection {
     async fn append(&mut self, rpc: AppendEntriesRequest<TypeConfig>) -> Result<AppendEntriesResponse<u64>, RpcError> {
         let (vote, prev) = (rpc.vote, rpc.prev_log_id);
-        let last = rpc.entries.last().map(|entry| entry.log_id);
+        let Some(last) = rpc.entries.last().map(|entry| entry.log_id) else {
+            return Ok(self.links.call(&self.target, &Message::Append(rpc)).await?);
+        };
         let heartbeat =
             AppendEntriesRequest { vote, prev_log_id: prev, entries: vec![], leader_commit: rpc.leader_commit };
-        let request = encode(&Message::Append(rpc))?;
-        if request.len() <= QUICK_BYTES {
-            self.large = None;
-            return Ok(self.links.send_whole(&self.member, request).await?);
-        }
         // What is on its way already may end earlier than what openraft would send by now.
-        let under_way = |large: &Large| large.vote == vote && large.prev == prev && large.last <= last;
+        let under_way =
+            |large: &Large| last.is_some() && large.vote == vote && large.prev == prev && large.last <= last;
         if !self.large.as_ref().is_some_and(under_way) {
-            let (links, member) = (self.links.clone(), self.member.clone());
+            self.large = None;
+            let request = encode(&Message::Append(rpc))?;
+            if request.len() <= QUICK_BYTES {
+                return Ok(self.links.send_whole(&self.target, request).await?);
+            }
+            let (links, target) = (self.links.clone(), self.target.clone());
             let mut task = JoinSet::new();
-            task.spawn(async move { links.send(&member, request).await });
+            task.spawn(async move { links.send(&target, request).await });
             self.large = Some(Large { vote, prev, last, task });
         }
         let large = self.large.as_mut().expect("it was just made where there was none");
         let sent = large.last;
         let following = async {
             let heartbeat = Message::Append(heartbeat);
-            let answer = self.links.call(&self.member, &heartbeat);
+            let answer = self.links.call(&self.target, &heartbeat);
             tokio::join!(answer, sleep(WAIT_FOR_LARGE)).0
         };
         tokio::select! {
@@ -211,7 +233,7 @@ impl Connection {
                 self.large = None;
                 let answer = arrived.map_err(|error| Unreachable::new(&error))??;
                 Ok(match answer {
-                    AppendEntriesResponse::Success => AppendEntriesResponse::PartialSuccess(sent),
+                    AppendEntriesResponse::Success => AppendEntriesResponse::PartialSuccess(Some(sent)),
                     other => other,
                 })
             }
@@ -238,7 +260,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         let sent = Instant::now();
         let answer = self.append(rpc).await?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            self.links.contacts.note(self.target, sent);
+            self.links.contacts.note(self.target.id, sent);
         }
         Ok(answer)
     }
@@ -246,7 +268,7 @@ impl RaftNetwork<TypeConfig> for Connection {
     async fn vote(&mut self, rpc: VoteRequest<u64>, _option: RPCOption) -> Result<VoteResponse<u64>, RpcError> {
         let consent = self.links.consent.load(Ordering::Relaxed) == rpc.vote.leader_id.term;
         let message = if consent { Message::VoteWithConsent(rpc) } else { Message::Vote(rpc) };
-        Ok(self.links.call(&self.member, &message).await?)
+        Ok(self.links.call(&self.target, &message).await?)
     }
 
     async fn full_snapshot(
@@ -260,7 +282,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         tokio::select! {
             // Cancel-safe because a member takes in a snapshot whole or not at all.
             closed = cancel => Err(closed.into()),
-            answer = self.links.call(&self.member, &message) => Ok(answer?),
+            answer = self.links.call(&self.target, &message) => Ok(answer?),
         }
     }
 }

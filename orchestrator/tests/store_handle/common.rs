@@ -1,8 +1,14 @@
 //! What the store's tests share: entries to propose, and waiting for a state.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use orchestrator::store::{Leadership, Store, StoreConfig};
+use async_trait::async_trait;
+use orchestrator::store::{Leadership, Member, PeerError, Peers, Store, StoreConfig};
 use orchestrator_core::{
     model::{
         Availability, Ca, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret, Secret16, Settings, Tokens,
@@ -64,4 +70,38 @@ pub(crate) async fn leads(store: &Store) -> Leadership {
     let mut leadership = store.leadership();
     let leads = tokio::time::timeout(Duration::from_secs(20), leadership.wait_for(Option::is_some)).await;
     (*leads.expect("the only voter leads within 20 s").unwrap()).unwrap()
+}
+
+/// Members in one process that reach each other by function calls.
+#[derive(Clone, Default)]
+pub(crate) struct Group(Arc<Mutex<BTreeMap<String, Store>>>);
+
+#[async_trait]
+impl Peers for Group {
+    async fn call(&self, member: &Member, request: Vec<u8>) -> Result<Vec<u8>, PeerError> {
+        let store = self.0.lock().unwrap().get(&member.node).cloned();
+        let unreachable = || PeerError { node: member.node.clone(), why: "it does not run".into() };
+        store.ok_or_else(unreachable)?.answer(&request).await.map_err(|_| unreachable())
+    }
+}
+
+impl Group {
+    /// Opens the store of the member `id` in `dir`.
+    pub(crate) async fn open(&self, dir: &Path, id: u64) -> Store {
+        let node = format!("n{id}");
+        let config = StoreConfig { dir: dir.into(), raft_id: id, node: node.clone(), peers: Arc::new(self.clone()) };
+        let store = Store::open(config).await.unwrap();
+        self.0.lock().unwrap().insert(node, store.clone());
+        store
+    }
+}
+
+/// Waits until `holds` does.
+pub(crate) async fn until(holds: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it holds within 30 s");
 }

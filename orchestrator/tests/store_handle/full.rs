@@ -10,13 +10,17 @@ use std::{
 use orchestrator::store::{Health, ProposeError};
 use rustix::mount::{MountFlags, mount};
 
-use crate::common::{entry, found, leads, node, numbers, open};
+use crate::common::{Group, entry, found, founding, leads, node, numbers, open, until};
 
 const CHILD: &str = "EDGE_TEST_STORE_FULL";
 
 /// The disk is a small tmpfs in a mount namespace that ends with the child.
 #[test]
 fn on_a_full_disk_the_store_is_read_only_until_there_is_room() {
+    in_a_mount_namespace("full::the_child", "filled and emptied");
+}
+
+fn in_a_mount_namespace(test: &str, says: &str) {
     let dir = tempfile::tempdir().unwrap();
     let unshare = Command::new("unshare").args(["--mount", "--propagation", "private", "true"]).output();
     if !unshare.is_ok_and(|output| output.status.success()) {
@@ -26,12 +30,12 @@ fn on_a_full_disk_the_store_is_read_only_until_there_is_room() {
     let child = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
         .arg(env::current_exe().unwrap())
-        .args(["--exact", "full::the_child", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env(CHILD, dir.path())
         .output()
         .unwrap();
     let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() && output.contains("filled and emptied"), "{output}");
+    assert!(child.status.success() && output.contains(says), "{output}");
 }
 
 /// Not a test of its own: what the test above runs in another process.
@@ -75,6 +79,62 @@ async fn the_child() {
     leads(&store).await;
     assert_eq!(numbers(&store.state()), (0..=last).collect::<Vec<_>>());
     println!("filled and emptied");
+}
+
+/// The same with two more members, whose disks have room.
+#[test]
+fn a_leader_with_a_full_disk_lets_another_one_lead_and_follows_it_when_there_is_room() {
+    in_a_mount_namespace("full::the_child_with_others", "led and followed");
+}
+
+/// Not a test of its own, as above.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_child_with_others() {
+    let Some(dir) = env::var_os(CHILD).map(PathBuf::from) else { return };
+    let small = dir.join("small");
+    fs::create_dir(&small).unwrap();
+    mount("none", &small, "tmpfs", MountFlags::empty(), Some(c"size=16m")).unwrap();
+    let group = Group::default();
+    let first = group.open(&small.join("store"), 1).await;
+    first.initialize(founding()).await.unwrap();
+    let mut others = Vec::new();
+    for id in [2, 3] {
+        others.push(group.open(&dir.join(format!("store-{id}")), id).await);
+        first.add_learner(id, format!("n{id}")).await.unwrap();
+        until(async || first.make_voter(id).await.is_ok()).await;
+    }
+    let ballast = fill(&small);
+
+    // It fills its last segment, or hands over before: either way somebody else leads in the end.
+    let mut last = 0;
+    loop {
+        match first.propose(entry([node(last, 50_000)])).await {
+            Ok(_) => last += 1,
+            Err(ProposeError::ReadOnly { .. }) => {}
+            Err(ProposeError::NotLeader { .. }) => break,
+            Err(error) => panic!("after {last} entries: {error:?}"),
+        }
+    }
+    let new = loop {
+        match others.iter().find(|store| store.leadership().borrow().is_some()) {
+            Some(new) => break new,
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let there = numbers(&first.state()).len();
+    assert!(there >= 30, "only {there} entries are there");
+    // Much more than the full disk has room for.
+    for number in last..last + 100 {
+        new.propose(entry([node(number, 50_000)])).await.unwrap();
+    }
+    assert!(matches!(&*first.health().borrow(), Health::ReadOnly { .. }), "{:?}", first.health().borrow());
+    assert!(numbers(&first.state()).len() >= there);
+    assert!(new.leadership().borrow().is_some(), "it lost the lead to the one with the full disk");
+
+    fs::remove_file(ballast).unwrap();
+    until(async || numbers(&first.state()) == (0..last + 100).collect::<Vec<_>>()).await;
+    assert_eq!(*first.health().borrow(), Health::Writable);
+    println!("led and followed");
 }
 
 /// Takes all the room there is.

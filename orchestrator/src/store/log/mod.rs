@@ -248,6 +248,11 @@ impl Log {
         self.write(&bytes, purpose)
     }
 
+    /// Bytes that fit the present segment.
+    pub(crate) fn room(&self) -> u64 {
+        u64::from(self.size() - self.end)
+    }
+
     /// Is there a spare segment to go on in when the present one is full?
     pub(crate) fn has_spare(&self) -> bool {
         self.spare

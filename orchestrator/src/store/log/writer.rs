@@ -11,6 +11,7 @@ use std::{
     io,
     sync::{
         Arc,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -56,6 +57,7 @@ struct Request {
 pub(crate) struct Writer {
     requests: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
+    room: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Request {
@@ -71,11 +73,18 @@ impl Writer {
     /// The kernel refused another thread.
     pub(crate) fn spawn(log: Log, health: watch::Sender<Health>, lock: impl Send + 'static) -> io::Result<Writer> {
         let (requests, queue) = sync_channel(QUEUE);
+        let room = Arc::new(AtomicU64::new(log.room()));
+        let reported = room.clone();
         let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || {
-            run(log, &queue, &health);
+            run(log, &queue, &health, &reported);
             drop(lock);
         })?;
-        Ok(Writer { requests: Some(requests), thread: Some(thread) })
+        Ok(Writer { requests: Some(requests), thread: Some(thread), room })
+    }
+
+    /// Bytes that the present segment still takes; all there is while the disk is full.
+    pub(crate) fn room(&self) -> Arc<AtomicU64> {
+        self.room.clone()
     }
 
     /// Asks for `records` to be made durable; `done` hears of it.
@@ -97,8 +106,9 @@ impl Drop for Writer {
     }
 }
 
-fn run(mut log: Log, queue: &Receiver<Request>, health: &watch::Sender<Health>) {
+fn run(mut log: Log, queue: &Receiver<Request>, health: &watch::Sender<Health>, room: &AtomicU64) {
     loop {
+        room.store(log.room(), Ordering::Relaxed);
         tidy(&mut log, health);
         let first = if log.has_spare() {
             queue.recv().map_err(|_| RecvTimeoutError::Disconnected)

@@ -211,3 +211,23 @@ async fn members_come_and_go_under_load_and_no_change_is_lost() {
     }
     group.wires.close().await;
 }
+
+/// A node that was demoted and promoted again has a new member's empty store, while the old member still counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_store_on_a_members_node_never_speaks_for_that_member() {
+    let group = Group::found(3).await;
+    let first = group.store(1);
+    group.wires.stop(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let new = group.wires.open_on("n3", dir.path(), 7).await;
+    until("the silence is noticed", || !first.answers(3)).await;
+    first.propose(put(&first.state(), 1, 0)).await.unwrap();
+    assert_eq!(new.metrics().last_index, None, "it took in what was sent to another member");
+    // As what it is, it is welcome.
+    first.add_learner(7, "n3").await.unwrap();
+    vote(first, 7).await;
+    first.remove(3).await.unwrap();
+    has(&new, &[1]).await;
+    assert_eq!(first.members().voters, [1, 2, 7].into());
+    group.wires.close().await;
+}

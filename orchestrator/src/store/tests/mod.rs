@@ -6,6 +6,7 @@ mod handover;
 mod large;
 mod leadership;
 mod members;
+mod nemesis;
 mod sim;
 mod suite;
 mod wires;

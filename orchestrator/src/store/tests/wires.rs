@@ -63,8 +63,13 @@ impl Peers for Wire {
 
 impl Wires {
     pub(super) async fn open(self: &Arc<Self>, dir: &Path, id: u64) -> Store {
-        let store = Store::open(self.config(dir, id)).await.unwrap();
-        self.stores.lock().unwrap().insert(name(id), store.clone());
+        self.open_on(&name(id), dir, id).await
+    }
+
+    /// Opens the store of member `id` on another node than usual.
+    pub(super) async fn open_on(self: &Arc<Self>, node: &str, dir: &Path, id: u64) -> Store {
+        let store = Store::open(StoreConfig { node: node.into(), ..self.config(dir, id) }).await.unwrap();
+        self.stores.lock().unwrap().insert(node.into(), store.clone());
         store
     }
 
