@@ -10,8 +10,11 @@ use orchestrator_core::{
     wire::{self, HEADER_LEN, Header, Kind, Message, WireError},
 };
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+};
 
 #[track_caller]
 fn check_golden<M: Message + PartialEq + Debug>(message: &M, golden: &str) {
@@ -145,8 +148,14 @@ fn state() -> State {
 }
 
 fn assignment() -> Assignment {
-    let backend =
-        AssignedBackend { task: TaskId(4), node: NodeId(2), index: 2, slots: vec![(port(), 7)], active: true };
+    let backend = AssignedBackend {
+        task: TaskId(4),
+        node: NodeId(2),
+        index: 2,
+        slots: vec![(port(), 7)],
+        ending: false,
+        up: true,
+    };
     Assignment {
         node: NodeId(2),
         term: 3,
@@ -174,10 +183,10 @@ fn assignment() -> Assignment {
             },
         )]),
         history: BTreeSet::from([TaskId(1)]),
-        services: BTreeMap::from([(
+        services: Arc::new(BTreeMap::from([(
             ServiceId(3),
             AssignedService { name: "web".into(), ports: vec![port()], backends: vec![backend] },
-        )]),
+        )])),
     }
 }
 
@@ -239,11 +248,11 @@ fn an_assignment_has_these_bytes() {
     check_golden(
         &assignment(),
         "
-        030001ba0000009fa952d70203c8010401010101020d31302e302e302e313a32333737e807882780dddb010230820104
+        030001bb0000005aa4c9030203c8010401010101020d31302e302e302e313a32333737e807882780dddb010230820104
         03037765620102076e67696e783a3100000103413d31000000000001052f646174610102018020ff070000000000904e
         0000000000000001020474727565b0ea01b0ea010300882700000000008080c002020000000000028827000001106e6f
         64652e6c6162656c732e7a6f6e6501016100000000010201a09c010101010303776562010050903f0001040202010050
-        903f000701
+        903f00070001
         ",
     );
 }

@@ -9,7 +9,7 @@ use crate::{
     transport::{Message, Sessions},
 };
 use orchestrator_core::{
-    assignment::assign,
+    assignment::Assignments,
     intent,
     members::Members,
     model::{Cluster, Live, Millis, NodeId, NodeLive, Report, UnixMillis},
@@ -100,7 +100,8 @@ async fn lead(
         // One member: this one.
         let own = state.nodes.values().find_map(|node| node.raft_id).unwrap_or(Cluster::FIRST_RAFT_ID);
         let members = Members { voters: [own].into(), own, ..Members::default() };
-        sessions.assign(|node| state.nodes.contains_key(&node).then(|| assign(&state, &live, node, term, &members)));
+        let assignments = Assignments::new(&state, &live, term, &members);
+        sessions.assign(|node| state.nodes.contains_key(&node).then(|| assignments.of(node)));
 
         let due = [plan.wake_at, nodes.next_down(now), retry_at].into_iter().flatten().min();
         let sleep = Duration::from_millis(due.map_or(u64::MAX >> 12, |due| due.since(now).0.max(1)));

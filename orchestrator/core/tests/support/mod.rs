@@ -12,6 +12,10 @@
 //! plan                                               prints what the planner changes, then applies it
 //! ```
 
+mod parts;
+
+pub(crate) use parts::{authority, default_parts};
+
 use orchestrator_core::{
     intent,
     model::*,
@@ -338,32 +342,6 @@ impl Cluster {
         });
         let placed = named.filter(|(id, _)| self.state.tasks[id].placed.is_some());
         *placed.max_by_key(|(_, known)| *known).unwrap_or_else(|| panic!("no task {name}")).0
-    }
-}
-
-/// Secrets that are none.
-pub(crate) fn authority() -> (Ca, Tokens) {
-    let ca = Ca { certificate: b"certificate".to_vec(), key: Secret(b"key".to_vec()) };
-    (ca, Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) })
-}
-
-pub(crate) fn default_parts(name: &str) -> ServiceParts {
-    ServiceParts {
-        name: Name::new(name).unwrap(),
-        labels: BTreeMap::new(),
-        mode: Mode::Replicated { replicas: 1 },
-        task: TaskSpec {
-            container: ContainerSpec::new(ImageName::new("nginx").unwrap()),
-            resources: Resources::default(),
-            restart: RestartPolicy::default(),
-            placement: Placement::default(),
-            force_update: 0,
-        },
-        update: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
-        rollback: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
-        endpoint: EndpointSpec::default(),
-        on_disconnect: None,
-        disconnect_grace: None,
     }
 }
 
