@@ -111,6 +111,11 @@ impl Fake {
         self.daemon.shared.inner.lock().unwrap().leader = leader.map(|fake| fake.daemon.id);
     }
 
+    /// Streams to this node open, but nobody answers them.
+    pub(crate) fn mute(&self) {
+        self.daemon.shared.inner.lock().unwrap().mute.insert(self.daemon.id);
+    }
+
     /// Whether the other nodes reach this one.
     pub(crate) fn cut(&self, cut: bool) {
         let mut inner = self.daemon.shared.inner.lock().unwrap();
@@ -194,6 +199,7 @@ struct Inner {
     leader: Option<NodeId>,
     apps: BTreeMap<NodeId, App>,
     cut: BTreeSet<NodeId>,
+    mute: BTreeSet<NodeId>,
 }
 
 struct FakeExec {
@@ -233,7 +239,8 @@ impl Shared {
                     _ => drop(known.report.tasks.insert(task.id, report)),
                 }
             }
-            for known in live.nodes.values_mut() {
+            for (id, known) in &mut live.nodes {
+                known.report.raft = state.nodes.get(id).and_then(|node| node.raft_id);
                 known.report.tasks.retain(|id, _| state.tasks.contains_key(id));
                 known.report.revision = state.revision;
             }
@@ -297,8 +304,7 @@ impl Daemon {
         let description = node.description.clone();
         let entry = if inner.state.cluster.is_none() {
             inner.leader = Some(self.id);
-            let made = Authority::create(ClusterId(7), now()).unwrap();
-            let ca = Ca { certificate: made.certificate, key: Secret(made.key) };
+            let ca = Authority::create(ClusterId(7), now()).unwrap();
             let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
             intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, settings, now())?
         } else {
@@ -485,6 +491,13 @@ impl Remote for Daemon {
         let app = inner.apps.get(&node).ok_or_else(|| Failure::NotFound(format!("node {node} not found")))?;
         let from = inner.state.nodes[&self.id].role;
         let (near, far) = tokio::io::duplex(16 << 10);
+        if inner.mute.contains(&node) {
+            tokio::spawn(async move {
+                let _open = far;
+                std::future::pending::<()>().await;
+            });
+            return Ok(Box::new(near));
+        }
         tokio::spawn(server::serve_stream(app.clone(), far, from));
         Ok(Box::new(near))
     }
