@@ -289,3 +289,40 @@ async fn every_node_says_why_it_refuses_a_task() {
     assert_eq!(nodes["pi1"], "it does not satisfy node.hostname==pi2");
     assert_eq!(nodes["pi2"], "it does not satisfy node.role==manager");
 }
+
+#[tokio::test]
+async fn a_leader_that_falls_silent_costs_no_read_and_leaves_no_write_in_doubt_unsaid() {
+    let first = Fake::cluster().await;
+    let second = first.joined(Role::Manager);
+    first.mute();
+    let elected = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        first.set_leader(Some(&second));
+    };
+    let ((status, _, body), ()) = tokio::join!(second.request("GET", "/nodes", ""), elected);
+    assert_eq!(status, 200, "{body}");
+    first.set_leader(Some(&first));
+    let elected = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        first.set_leader(Some(&second));
+    };
+    let ((status, text), ()) = tokio::join!(message(&second, "POST", "/services/create", WEB), elected);
+    assert_eq!(status, 503);
+    assert!(text.contains("the change may have been made or not"), "{text}");
+}
+
+#[tokio::test]
+async fn large_bodies_go_through_as_they_come() {
+    let leader = Fake::cluster().await;
+    let worker = leader.joined(Role::Worker);
+    let archive = "x".repeat(5 << 20);
+    let (status, _, body) = leader.request("POST", "/edge/v1/nodes/pi2/api/images/load", &archive).await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("Loaded image"), "{body}");
+    assert_eq!(*worker.daemon.loaded.lock().unwrap(), 5 << 20);
+    let label = "y".repeat(2 << 20);
+    let large = WEB.replace(r#""Name":"web","#, &format!(r#""Name":"web","Labels":{{"a":"{label}"}},"#));
+    let follower = leader.joined(Role::Manager);
+    let (status, _, body) = follower.request("POST", "/services/create", &large).await;
+    assert_eq!(status, 201, "{body}");
+}
