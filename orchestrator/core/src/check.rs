@@ -2,10 +2,13 @@
 //! builds, by the leader after each entry.
 
 use crate::{
-    model::{Desired, Name, NodeId, Protocol, PublishMode, ServiceId, Slot, TaskId},
+    model::{Desired, Name, Node, NodeId, Protocol, PublishMode, Role, ServiceId, Slot, TaskId},
     state::State,
 };
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 /// A rule that a state breaks. None is expected; a violation is a bug of the planner or of an API.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +40,27 @@ pub enum Violation {
     /// An object is stored under another key than its own.
     #[error("an object is stored under a key that is not its own")]
     WrongKey,
+    /// A node is a manager without a number to keep the log under, or the other way round.
+    #[error("node {node} is a {role:?} with raft id {raft_id:?}")]
+    RoleWithoutLog {
+        /// The node.
+        node: NodeId,
+        /// Its role.
+        role: Role,
+        /// Its number.
+        raft_id: Option<u64>,
+    },
+    /// Two managers keep the log under one number, or one does under a number that was not given out.
+    #[error("node {node} has raft id {raft_id}, which is another's or not given out yet")]
+    BadRaftId {
+        /// The node.
+        node: NodeId,
+        /// The number.
+        raft_id: u64,
+    },
+    /// A node was removed and is a member.
+    #[error("node {0} was removed and is a member")]
+    RemovedMember(NodeId),
     /// Two services have one name.
     #[error("services {0} and {1} are both named {2}")]
     SameName(ServiceId, ServiceId, Name),
@@ -83,6 +107,7 @@ impl State {
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         self.check_keys(&mut found);
+        self.check_nodes(&mut found);
         self.check_services(&mut found);
         self.check_tasks(&mut found);
         self.check_slots(&mut found);
@@ -96,6 +121,25 @@ impl State {
             && self.tasks.iter().all(|(id, task)| *id == task.id);
         if !right {
             found.push(Violation::WrongKey);
+        }
+    }
+
+    fn check_nodes(&self, found: &mut Vec<Violation>) {
+        let mut numbers = BTreeSet::new();
+        for (id, node) in &self.nodes {
+            let &Node { role, raft_id, .. } = &*node.value;
+            if (role == Role::Manager) != raft_id.is_some() {
+                found.push(Violation::RoleWithoutLog { node: *id, role, raft_id });
+            }
+            let Some(cluster) = &self.cluster else { continue };
+            if let Some(raft_id) = raft_id.filter(|number| *number >= cluster.next_raft_id || !numbers.insert(*number))
+            {
+                found.push(Violation::BadRaftId { node: *id, raft_id });
+            }
+            // One that came back after its time is forgotten with the next write of the cluster.
+            if cluster.removed.get(id).is_some_and(|until| *until > node.created_at) {
+                found.push(Violation::RemovedMember(*id));
+            }
         }
     }
 

@@ -370,7 +370,7 @@ pub fn describe_node(
 /// Removes a node for good: its certificate is refused from then on, and its tasks are replaced.
 ///
 /// # Errors
-/// No such node, it is a manager, or it is up and `force` was not given.
+/// No such node, it is a manager or still being demoted, or it is up and `force` was not given.
 pub fn remove_node(state: &State, live: &Live, id: NodeId, force: bool, now: UnixMillis) -> Result<Entry, Refusal> {
     let node = node_at(state, id)?;
     if node.role == Role::Manager {
@@ -378,7 +378,13 @@ pub fn remove_node(state: &State, live: &Live, id: NodeId, force: bool, now: Uni
             "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
         )));
     }
-    if !force && live.nodes.get(&id).is_some_and(|known| known.ready) {
+    let up = live.nodes.get(&id).filter(|known| known.ready);
+    if up.is_some_and(|known| known.report.raft.is_some()) {
+        return Err(Refusal::Precondition(format!(
+            "node {id} is being demoted and still a member of the raft cluster: remove it in a moment"
+        )));
+    }
+    if !force && up.is_some() {
         return Err(Refusal::Precondition(format!("node {id} is not down and can't be removed")));
     }
     let mut next = next_cluster(state, now)?;

@@ -210,14 +210,20 @@ impl Agent {
         }
         let now = clock::now();
         let mut forwarding_failed = false;
-        let table = node::forwarding(assignment, &look.observed);
+        let table = node::forwarding(assignment, &look.observed, now);
         if let Err(error) = self.drivers.forward(table, &mut look).await {
             tracing::warn!(error = format!("{error:#}"), "forwarding could not be brought up to date");
             forwarding_failed = true;
         }
-        self.drivers.resolve(&node::names(assignment, &look.observed));
+        self.drivers.resolve(&node::names(assignment, &look.observed, now));
 
         let work = node::reconcile(assignment, &look.observed, now);
+        for task in work.restarts {
+            if let Some(assigned) = assignment.tasks.get(&task) {
+                tracing::info!(%task, service = assigned.service_name, "started again, as no manager is heard that would replace it");
+                self.memory.restart(task, &assigned.spec.restart);
+            }
+        }
         for (task, ops) in work.tasks {
             self.memory.begin(task);
             look.observed.tasks.entry(task).or_default().busy = true;

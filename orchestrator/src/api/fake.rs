@@ -7,7 +7,7 @@ use super::{
     node::{Cluster, *},
     server,
 };
-use crate::pki::Authority;
+use crate::pki::{Authority, BadToken, Token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -131,22 +131,32 @@ impl Fake {
 
     /// One request; status, headers and body.
     pub(crate) async fn request(&self, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
-        use http_body_util::BodyExt;
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.unwrap();
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        tokio::spawn(connection);
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "edged")
-            .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
+        exchange(tokio::net::UnixStream::connect(&self.socket).await.unwrap(), method, path, body).await
     }
+
+    /// What another node answers this one; status and body.
+    pub(crate) async fn ask_as_node(&self, other: &Fake, path: &str) -> (u16, String) {
+        let stream = self.daemon.dial(other.daemon.id).await.unwrap();
+        let (status, _, body) = exchange(stream, "GET", path, "").await;
+        (status, body)
+    }
+}
+
+async fn exchange(stream: impl Io + 'static, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
+    use http_body_util::BodyExt;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "edged")
+        .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// One node.
@@ -326,6 +336,10 @@ impl Daemon {
         self.shared.inner.lock().unwrap().leader == Some(self.id)
     }
 
+    pub(crate) fn settings(&self) -> Settings {
+        self.state().cluster.as_ref().unwrap().settings.clone()
+    }
+
     pub(crate) fn emit(&self, action: &str) {
         let attributes = BTreeMap::from([("name".into(), "web.1".into()), ("image".into(), "nginx".into())]);
         let at = now().0 * 1_000_000;
@@ -391,6 +405,14 @@ impl Cluster for Daemon {
         Arc::new(self.shared.inner.lock().unwrap().reasons.clone())
     }
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
+        if request.force_new_cluster {
+            let mut inner = self.shared.inner.lock().unwrap();
+            let entry = intent::force_new_cluster(&inner.state, self.id, 1, now()).unwrap();
+            let index = inner.state.revision + 1;
+            inner.state.apply(index, &entry);
+            inner.leader = Some(self.id);
+            return Ok(self.id);
+        }
         self.check_outside()?;
         let settings = request.settings.over(Settings::default());
         self.enter(Role::Manager, request.availability.unwrap_or(Availability::Active), settings)
@@ -399,9 +421,11 @@ impl Cluster for Daemon {
     }
     async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
         self.check_outside()?;
-        let role = match request.token.as_str() {
-            "worker" => Role::Worker,
-            "manager" => Role::Manager,
+        let token: Token = request.token.parse().map_err(|error: BadToken| Failure::Invalid(error.to_string()))?;
+        let tokens = self.shared.inner.lock().unwrap().state.cluster.as_ref().map(|cluster| cluster.tokens.clone());
+        let role = match tokens {
+            Some(tokens) if tokens.worker == Secret16(token.secret) => Role::Worker,
+            Some(tokens) if tokens.manager == Secret16(token.secret) => Role::Manager,
             _ => return Err(Failure::Denied("the token is refused".into())),
         };
         self.enter(role, request.availability.unwrap_or(Availability::Active), Settings::default())

@@ -1,6 +1,6 @@
 //! `edgectl logs` and `edgectl service logs`: unpacks the API's frames and names the task of each line.
 
-use super::{Error, Result, client::Client, node::read, output::Out, service::tasks::Names};
+use super::{Error, Result, client::Client, node::read, output::Out, place::Place, service::tasks::Names};
 use crate::api::{
     docker::{frames, objects::Task},
     request::{decode, encode},
@@ -91,8 +91,8 @@ pub(super) struct ServiceLogs {
 
 pub(super) async fn of_container(logs: ContainerLogs, client: &Client, out: &mut Out) -> Result {
     let context = |error: Error| error.context(format!("logs of {}", logs.container));
-    let container: Value = client.get(&format!("/containers/{}/json", logs.container)).await.map_err(context)?;
-    let path = format!("/containers/{}/logs?{}", logs.container, logs.flags.query(logs.flags.details)?);
+    let (place, container) = Place::find(client, &logs.container).await.map_err(context)?;
+    let path = place.container(&format!("/logs?{}", logs.flags.query(logs.flags.details)?));
     let stream = client.stream(&path).await.map_err(context)?;
     if container["Config"]["Tty"].as_bool() == Some(true) {
         return copy(stream, out).await;

@@ -17,6 +17,7 @@ use orchestrator_core::{
     protocol::{Down, Up},
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -135,37 +136,50 @@ impl Link {
     async fn serve(&mut self) {
         let mut pause = PAUSE.0;
         let mut hint = None;
-        let mut turn = 0;
+        // When each manager failed last; the one that did so longest ago, or never, is asked next.
+        let mut failed: BTreeMap<NodeId, Instant> = BTreeMap::new();
         loop {
-            let ended = if let Some(manager) = self.leading() {
-                self.at_own_desk(&manager).await
+            let (target, ended) = if let Some(manager) = self.leading() {
+                (self.parts.node, self.at_own_desk(&manager).await)
             } else {
                 let candidates = self.candidates(hint.take());
-                match candidates.get(turn % candidates.len().max(1)).copied() {
-                    Some(target) => self.at(target).await,
-                    None => Ended::Lost("no manager is known".into()),
+                let next = candidates.into_iter().enumerate().min_by_key(|(at, node)| (failed.get(node).copied(), *at));
+                match next {
+                    Some((_, target)) => (target, self.at(target).await),
+                    None => (self.parts.node, Ended::Lost("no manager is known".into())),
                 }
             };
+            let attached = matches!(*self.standing.borrow(), Standing::Attached(_));
+            if attached {
+                pause = PAUSE.0;
+                failed.clear();
+            }
             match ended {
                 Ended::Over => return,
-                Ended::Own => (pause, turn) = (PAUSE.0, 0),
-                Ended::Elsewhere(Some(leader)) if leader != self.parts.node => (hint, turn) = (Some(leader), 0),
+                Ended::Own => {}
+                Ended::Elsewhere(Some(leader)) if leader != self.parts.node => {
+                    // Two that name each other would keep this node running between them.
+                    if failed.insert(target, Instant::now()).is_some() {
+                        self.rest(&mut pause, false).await;
+                    }
+                    failed.remove(&leader);
+                    hint = Some(leader);
+                }
                 Ended::Elsewhere(_) => {
-                    turn += 1;
+                    failed.insert(target, Instant::now());
                     self.rest(&mut pause, false).await;
                 }
                 Ended::Lost(why) => {
-                    turn += 1;
-                    let all = turn % self.candidates(None).len().max(1) == 0;
+                    failed.insert(target, Instant::now());
                     tracing::debug!(why, "no session with a leader");
                     if *self.standing.borrow() != Standing::Removed {
                         self.standing.send_replace(Standing::Searching(why));
                     }
-                    self.rest(&mut pause, all).await;
+                    let all = self.candidates(None).iter().all(|node| failed.contains_key(node));
+                    if all || !attached {
+                        self.rest(&mut pause, all).await;
+                    }
                 }
-            }
-            if matches!(*self.standing.borrow(), Standing::Attached(_)) {
-                pause = PAUSE.0;
             }
         }
     }
@@ -303,6 +317,8 @@ impl Link {
         let mut silent_since = Instant::now();
         let mut left = None::<oneshot::Sender<()>>;
         let mut raft = self.parts.manager.clone();
+        let elsewhere = another_leads(raft.borrow().clone(), target);
+        tokio::pin!(elsewhere);
         self.reports.mark_changed();
         loop {
             let mut says = None;
@@ -325,6 +341,7 @@ impl Link {
                     says = self.report().map(Up::Report);
                 }
                 _ = raft.changed() => self.reports.mark_changed(),
+                leader = &mut elsewhere => return Ended::Elsewhere(Some(leader)),
                 () = leads(&mut self.parts.manager) => return Ended::Own,
                 Some(told) = self.leave.recv() => {
                     says = Some(Up::Leave);
@@ -464,6 +481,21 @@ pub(super) fn nothing(old: &Assignment) -> Assignment {
         services: Default::default(),
         ..old.clone()
     }
+}
+
+/// Returns when this node's own manager hears of a new leader, other than `than`. What it knew before may be older than what
+/// led to `than`.
+async fn another_leads(manager: Option<Arc<Manager>>, than: NodeId) -> NodeId {
+    let Some(manager) = manager else { return std::future::pending().await };
+    let mut leader = manager.store.leader();
+    leader.mark_unchanged();
+    while leader.changed().await.is_ok() {
+        let known = leader.borrow_and_update().as_ref().and_then(|member| member.node.parse::<NodeId>().ok());
+        if let Some(node) = known.filter(|node| *node != than) {
+            return node;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Returns when this node's own manager leads.

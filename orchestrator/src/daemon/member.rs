@@ -16,6 +16,7 @@ use crate::{
 };
 use anyhow::Context;
 use orchestrator_core::{
+    assignment::Assignment,
     intent,
     model::{
         Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret16, Settings, Tokens,
@@ -61,7 +62,7 @@ pub struct Member {
     pub(super) manager: watch::Sender<Option<Arc<Manager>>>,
     pub(super) link: link::Handle,
     identity: Mutex<Identity>,
-    assignments: watch::Sender<Option<Arc<orchestrator_core::assignment::Assignment>>>,
+    assignments: watch::Sender<Option<Arc<Assignment>>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -159,11 +160,15 @@ impl Daemon {
             "node.json and the certificate in {} are of different nodes or clusters",
             state_dir.display()
         );
+        // The other managers are reached from the first moment on.
+        let last = Ledger::open(state_dir)?.load()?;
+        self.learn(&identity, last.as_ref());
+        self.base.endpoint.set_credentials(Some(credentials.clone()));
         let mut started = None;
         if let Some(raft_id) = identity.raft_id {
             match self.base.start_manager(raft_id, identity.node).await {
                 Ok(manager) => started = Some(manager),
-                Err(error @ StoreError::Corrupt { .. }) if !identity.managers.is_empty() || self.knows_others()? => {
+                Err(error @ StoreError::Corrupt { .. }) if knows_others(&identity, last.as_ref()) => {
                     tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the store is set aside");
                     Store::quarantine(&manager::dir(state_dir, raft_id))?;
                     identity = Identity { raft_id: None, lost_raft_id: Some(raft_id), ..identity };
@@ -180,10 +185,15 @@ impl Daemon {
         self.take_up(identity, credentials, started)
     }
 
-    /// Whether the ledger names managers besides this node.
-    fn knows_others(&self) -> anyhow::Result<bool> {
-        let assignment = Ledger::open(&self.config.state_dir)?.load()?;
-        Ok(assignment.is_some_and(|a| a.membership.managers.keys().any(|node| *node != a.node)))
+    /// Takes in where the managers are.
+    fn learn(&self, identity: &Identity, last: Option<&Assignment>) {
+        let joined = identity.managers.iter().filter_map(|known| known.split_once('@'));
+        let joined = joined.filter_map(|(node, address)| Some((node.parse().ok()?, address.parse().ok()?)));
+        let named = last.into_iter().flat_map(|last| &last.membership.managers);
+        let named = named.filter_map(|(node, address)| Some((*node, address.parse().ok()?)));
+        for (node, address) in joined.chain(named) {
+            self.base.endpoint.book().learn(node, address, Source::Assigned);
+        }
     }
 
     /// Makes this node the first of a new cluster. Repeating it after a crash half-way goes on where it stopped.
@@ -319,11 +329,6 @@ impl Daemon {
                 "the manager's certificate for this node is for another one"
             );
             credentials.save(state_dir)?;
-            for (manager, address) in &welcome.managers {
-                if let Ok(address) = address.parse() {
-                    self.base.endpoint.book().learn(*manager, address, Source::Assigned);
-                }
-            }
             let identity = Identity {
                 cluster: welcome.cluster,
                 node,
@@ -333,6 +338,8 @@ impl Daemon {
                 managers: welcome.managers.iter().map(|(node, address)| format!("{node}@{address}")).collect(),
             };
             identity.save(state_dir)?;
+            self.learn(&identity, None);
+            self.base.endpoint.set_credentials(Some(credentials.clone()));
             let manager = match identity.raft_id {
                 Some(raft_id) => Some(self.base.start_manager(raft_id, node).await?),
                 None => None,
@@ -399,13 +406,6 @@ impl Daemon {
         let ledger = Ledger::open(&self.config.state_dir)?;
         if let Some(address) = identity.advertise {
             base.description.send_modify(|description| description.address = address.to_string());
-        }
-        for known in &identity.managers {
-            if let Some((node, address)) = known.split_once('@')
-                && let (Ok(node), Ok(address)) = (node.parse(), address.parse())
-            {
-                base.endpoint.book().learn(node, address, Source::Assigned);
-            }
         }
         base.endpoint.set_credentials(Some(credentials.clone()));
         let (node, cluster) = (identity.node, identity.cluster);
@@ -547,6 +547,12 @@ impl Daemon {
         forced.map_err(|cause| Failure::Internal { what: "making a new cluster of this manager".into(), cause: cause.into() })?;
         Ok(member.node)
     }
+}
+
+/// Whether there are managers besides this node.
+fn knows_others(identity: &Identity, last: Option<&Assignment>) -> bool {
+    let named = last.into_iter().flat_map(|last| last.membership.managers.keys());
+    !identity.managers.is_empty() || named.into_iter().any(|node| *node != identity.node)
 }
 
 async fn founded(store: &Store) -> bool {

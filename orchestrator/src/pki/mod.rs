@@ -28,7 +28,7 @@ pub use key::{KeyError, NodeKey};
 pub use last_seen::{LastSeen, LastSeenError};
 pub use subject::{BACKDATE, DEFAULT_VALIDITY, MIN_VALIDITY, Refusal, Subject, renew_at};
 pub use tls::{client_config, join_config, reason, server_config};
-pub use token::{BadToken, CaDigest, Token, granted};
+pub use token::{BadToken, CaDigest, Token, granted, new_secret};
 
 use orchestrator_core::model::UnixMillis;
 

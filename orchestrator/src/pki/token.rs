@@ -4,7 +4,7 @@
 //! the joining node recognises the cluster, and a 128-bit secret as 25 characters, by which the cluster recognises the
 //! node's right to join and the role it may have.
 
-use orchestrator_core::model::{Role, Tokens};
+use orchestrator_core::model::{Role, Secret16, Tokens};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
 use subtle::ConstantTimeEq;
@@ -50,6 +50,14 @@ pub struct Token {
     pub digest: CaDigest,
     /// What the cluster must be told.
     pub secret: [u8; 16],
+}
+
+/// A new secret for join tokens, from the kernel's randomness.
+#[must_use]
+pub fn new_secret() -> Secret16 {
+    let mut secret = [0; 16];
+    super::random(&mut secret);
+    Secret16(secret)
 }
 
 /// The role that this secret lets a node have. Takes the same time whether and wherever it differs.
@@ -128,6 +136,8 @@ impl FromStr for Token {
     type Err = BadToken;
 
     fn from_str(text: &str) -> Result<Self, BadToken> {
+        // What is pasted or read from a file often ends in a newline.
+        let text = text.trim();
         if text.is_empty() {
             return Err(BadToken::Empty);
         }

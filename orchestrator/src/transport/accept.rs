@@ -230,8 +230,6 @@ async fn receive(incoming: Incoming, place: Place) {
     if let Err(reason) = host(&shared, &quinn, place).await {
         tracing::info!(%from, reason, "refused a connection");
         quinn.close(Close::Refused.code(), reason_bytes(&reason));
-        // The reason is sent as long as the peer keeps asking; after that nobody wants it.
-        quinn.closed().await;
     }
 }
 

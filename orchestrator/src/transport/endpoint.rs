@@ -167,9 +167,14 @@ impl Endpoint {
         let open = connection.open().await;
         let (mut send, mut recv) = open.map_err(|source| lost(FrameError::Io { what: "call", source }))?;
         let limit = alpn.frame_limit();
-        frames::write_bytes(&mut send, "call", limit, question).await.map_err(lost)?;
-        send.finish();
-        frames::read_bytes(&mut recv, "answer", limit).await.map_err(lost)
+        let write = async {
+            frames::write_bytes(&mut send, "call", limit, question).await?;
+            send.finish();
+            Ok(())
+        };
+        // At the same time: a node that begins to answer early must not wait for who waits for it.
+        let ((), answer) = tokio::try_join!(write, frames::read_bytes(&mut recv, "answer", limit)).map_err(lost)?;
+        Ok(answer)
     }
 
     /// Ends all connections with a node that is no longer a member, in both directions, and forgets its addresses. That new

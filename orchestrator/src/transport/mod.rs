@@ -5,7 +5,7 @@
 //! certificate. Callers: `store` (raft), `leader` and `agent` (sessions), `daemon` (API requests between nodes, joining).
 //!
 //! - [`Endpoint`] binds, dials and serves; [`Connection`] is one dialled connection with its streams; [`frames`] are
-//!   messages on a stream; [`AddressBook`] says where nodes may be; [`Discovery`] hears and says so by multicast.
+//!   messages on a stream; [`AddressBook`] says where nodes may be.
 //! - A dialled node is named by its id, never by its address, and its certificate must be that node's. Whoever dials shows
 //!   a certificate too, but for [`Alpn::Join`]; [`Admit`] has the last word at every handshake. A first byte from the
 //!   serving side says that the dialler is in; a refusal is a close with its reason, which the dialler's error shows.
@@ -28,6 +28,8 @@ pub mod limits;
 mod messages;
 mod session;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use accept::{Admit, Serve};
 pub use alpn::Alpn;

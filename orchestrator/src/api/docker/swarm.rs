@@ -175,7 +175,8 @@ pub(super) async fn join(State(app): State<App>, JsonBody(body): JsonBody<wire::
     let joining = tokio::spawn(async move { cluster.join(request).await });
     match tokio::time::timeout(JOIN_PATIENCE, joining).await {
         Ok(Ok(joined)) => {
-            tracing::info!(node = %joined?, "joined a cluster");
+            let node = joined?;
+            tracing::info!(%node, "joined a cluster");
             Ok(())
         }
         Ok(Err(broken)) => Err(Failure::Internal { what: "joining".into(), cause: broken.into() }.into()),

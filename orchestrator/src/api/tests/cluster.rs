@@ -121,3 +121,171 @@ async fn an_exec_reaches_a_container_of_another_node() {
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"hello there").await.unwrap();
     read_until(&mut stream, "hello there").await;
 }
+
+#[tokio::test]
+async fn a_node_joins_with_the_token_of_the_role_that_it_is_to_have() {
+    let first = Fake::cluster().await;
+    let (_, _, swarm) = first.request("GET", "/swarm", "").await;
+    let swarm = json(&swarm);
+    assert!(swarm["TLSInfo"]["TrustRoot"].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    let token = |role: &str| swarm["JoinTokens"][role].as_str().unwrap().to_owned();
+    assert!(token("Worker").starts_with("EDGE-1-"));
+    let body =
+        |token: &str| format!(r#"{{"JoinToken":"{token}","RemoteAddrs":["10.0.0.5:2377"],"Availability":"drain"}}"#);
+
+    let worker = first.neighbour();
+    let (status, text) = message(&worker, "POST", "/swarm/join", &body("SWMTKN-1-a-b")).await;
+    assert_eq!(status, 400);
+    assert!(text.contains("docker join token"), "{text}");
+    assert_eq!(worker.request("POST", "/swarm/join", &body(&token("Worker"))).await.0, 200);
+    let (status, text) = message(&worker, "POST", "/swarm/join", &body(&token("Worker"))).await;
+    assert_eq!(status, 503);
+    assert!(text.starts_with("This node is already part of a swarm."), "{text}");
+    let (_, headers, _) = worker.request("GET", "/_ping", "").await;
+    assert_eq!(headers["swarm"], "active/worker");
+    let (_, _, info) = worker.request("GET", "/info", "").await;
+    let info = json(&info);
+    assert_eq!(
+        (&info["Swarm"]["LocalNodeState"], &info["Swarm"]["ControlAvailable"]),
+        (&"active".into(), &false.into())
+    );
+    assert_eq!(info["Swarm"]["RemoteManagers"][0]["Addr"], "10.0.0.5:2377");
+
+    let rotate = format!("/swarm/update?version={}&rotateManagerToken=1", swarm["Version"]["Index"]);
+    assert_eq!(first.request("POST", &rotate, &swarm["Spec"].to_string()).await.0, 200);
+    let manager = first.neighbour();
+    let (status, text) = message(&manager, "POST", "/swarm/join", &body(&token("Manager"))).await;
+    assert_eq!((status, text.as_str()), (403, "the token is refused"));
+    let (_, _, renewed) = first.request("GET", "/swarm", "").await;
+    let renewed = json(&renewed);
+    assert_eq!(renewed["JoinTokens"]["Worker"], swarm["JoinTokens"]["Worker"]);
+    let good = renewed["JoinTokens"]["Manager"].as_str().unwrap();
+    assert_eq!(manager.request("POST", "/swarm/join", &body(good)).await.0, 200);
+    let (_, _, node) = manager.request("GET", "/nodes/pi3", "").await;
+    let node = json(&node);
+    assert_eq!((&node["Spec"]["Role"], &node["Spec"]["Availability"]), (&"manager".into(), &"drain".into()));
+    assert_eq!(node["ManagerStatus"]["Addr"], "10.0.0.7:2377");
+    assert_eq!(node["Description"]["TLSInfo"]["TrustRoot"], swarm["TLSInfo"]["TrustRoot"]);
+}
+
+#[tokio::test]
+async fn settings_change_together_with_what_hangs_on_them() {
+    let fake = Fake::cluster().await;
+    let (_, _, before) = fake.request("GET", "/swarm", "").await;
+    let mut before = json(&before);
+    before["Spec"]["Dispatcher"]["HeartbeatPeriod"] = 3_000_000_000_u64.into();
+    let path = format!("/swarm/update?version={}", before["Version"]["Index"]);
+    assert_eq!(fake.request("POST", &path, &before["Spec"].to_string()).await.0, 200);
+    let settings = fake.daemon.settings();
+    assert_eq!((settings.heartbeat.0, settings.down_after.0, settings.task_history), (3000, 15_000, 5));
+}
+
+#[tokio::test]
+async fn leaving_says_what_the_cluster_loses() {
+    let first = Fake::cluster().await;
+    let second = first.joined(Role::Manager);
+    let (_, text) = message(&second, "POST", "/swarm/leave", "").await;
+    assert!(text.contains("Removing this node leaves 1 managers out of 2."), "{text}");
+    let third = first.joined(Role::Manager);
+    let fourth = first.joined(Role::Manager);
+    let (_, text) = message(&fourth, "POST", "/swarm/leave", "").await;
+    assert!(text.contains("Demote it first"), "{text}");
+    let worker = first.joined(Role::Worker);
+    assert_eq!(worker.request("POST", "/swarm/leave", "").await.0, 200);
+    assert_eq!(message(&worker, "POST", "/swarm/leave", "").await, (503, "This node is not part of a swarm".into()));
+    assert_eq!(third.request("POST", "/swarm/leave?force=1", "").await.0, 200);
+    let (_, _, node) = first.request("GET", "/nodes/pi3", "").await;
+    let node = json(&node);
+    assert_eq!(
+        (&node["Status"]["State"], &node["ManagerStatus"]["Reachability"]),
+        (&"down".into(), &"unreachable".into())
+    );
+}
+
+#[tokio::test]
+async fn managers_are_promoted_demoted_and_removed_as_far_as_a_majority_remains() {
+    let first = Fake::cluster().await;
+    let second = first.joined(Role::Manager);
+    let set = async |name: &str, role: &str| {
+        let (_, _, node) = first.request("GET", &format!("/nodes/{name}"), "").await;
+        let mut node = json(&node);
+        node["Spec"]["Role"] = role.into();
+        let path = format!("/nodes/{name}/update?version={}", node["Version"]["Index"]);
+        let (status, _, body) = first.request("POST", &path, &node["Spec"].to_string()).await;
+        (status, body)
+    };
+    let third = first.joined(Role::Worker);
+    second.cut(true);
+    let (status, text) = set("pi1", "worker").await;
+    assert_eq!(status, 400);
+    assert!(text.contains("loss of quorum (0 of the 1 other managers reachable, 1 needed)"), "{text}");
+    second.cut(false);
+    assert_eq!(set("pi3", "manager").await.0, 200);
+    assert_eq!(set("pi2", "worker").await.0, 200);
+    let (status, text) = message(&third, "DELETE", "/nodes/pi2", "").await;
+    assert_eq!(status, 400);
+    assert!(text.ends_with("is not down and can't be removed"), "{text}");
+    assert_eq!(third.request("DELETE", "/nodes/pi2?force=1", "").await.0, 200);
+    assert_eq!(message(&first, "GET", "/nodes/pi2", "").await.0, 404);
+    let (_, text) = message(&first, "DELETE", "/nodes/pi3?force=1", "").await;
+    assert!(text.contains("It must be demoted to worker before removal"), "{text}");
+}
+
+#[tokio::test]
+async fn logs_come_from_all_nodes_and_a_missing_node_is_told() {
+    let leader = Fake::cluster().await;
+    let worker = leader.joined(Role::Worker);
+    let follower = leader.joined(Role::Manager);
+    let three = WEB.replace(r#""Replicas":2"#, r#""Replicas":3"#);
+    leader.request("POST", "/services/create", &three).await;
+    let path = "/services/web/logs?stdout=1&stderr=1&details=1";
+    let (status, _, body) = follower.request("GET", path, "").await;
+    assert_eq!(status, 200);
+    assert_eq!(body.matches("careful").count(), 3, "{body}");
+    assert!(["web.1", "web.2", "web.3"].iter().all(|name| body.contains(&format!("hello from {name}"))), "{body}");
+
+    let mut following =
+        open(&follower, "GET /services/web/logs?stdout=1&stderr=1&follow=1 HTTP/1.1\nHost: x\n\n").await;
+    let seen = read_until(&mut following, "hello").await;
+    let mut seen = seen.matches("hello").count();
+    while seen < 3 {
+        seen += read_until(&mut following, "hello").await.matches("hello").count();
+    }
+
+    worker.cut(true);
+    let (status, _, body) = follower.request("GET", path, "").await;
+    assert_eq!(status, 200);
+    assert!(body.contains("incomplete log stream") && body.contains("node pi2 is not available"), "{body}");
+    assert!(body.matches("careful").count() >= 2, "those of the others are there: {body}");
+    assert_eq!(
+        body.matches("com.docker.swarm.task.id=").count(),
+        body.lines().count(),
+        "each line names its task: {body}"
+    );
+}
+
+#[tokio::test]
+async fn workers_may_ask_nothing_of_other_nodes() {
+    let leader = Fake::cluster().await;
+    let worker = leader.joined(Role::Worker);
+    let (status, body) = worker.ask_as_node(&leader, "/swarm").await;
+    assert_eq!(status, 403, "{body}");
+    let (status, body) = leader.joined(Role::Manager).ask_as_node(&leader, "/edge/v1/nodes/pi2/api/info").await;
+    assert_eq!(status, 400, "{body}");
+}
+
+#[tokio::test]
+async fn every_node_says_why_it_refuses_a_task() {
+    let leader = Fake::cluster().await;
+    let _worker = leader.joined(Role::Worker);
+    let body = WEB.replace(
+        r#""TaskTemplate":{"#,
+        r#""TaskTemplate":{"Placement":{"Constraints":["node.role==manager","node.hostname==pi2"]},"#,
+    );
+    let (status, _, body) = leader.request("POST", "/services/create", &body).await;
+    assert_eq!(status, 201, "{body}");
+    let (_, _, body) = leader.request("GET", "/edge/v1/services/web/explain", "").await;
+    let nodes = &json(&body)["tasks"][0]["nodes"];
+    assert_eq!(nodes["pi1"], "it does not satisfy node.hostname==pi2");
+    assert_eq!(nodes["pi2"], "it does not satisfy node.role==manager");
+}

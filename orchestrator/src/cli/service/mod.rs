@@ -2,7 +2,7 @@
 
 mod flags;
 mod progress;
-mod syntax;
+pub(super) mod syntax;
 pub(super) mod tasks;
 
 use super::{
@@ -350,6 +350,22 @@ async fn explain(client: &Client, out: &mut Out, name: &str, json: bool) -> Resu
     Ok(())
 }
 
+/// What becomes of tasks whose node reaches no manager.
+fn on_disconnect(spec: &ServiceSpec) -> String {
+    let single = spec.mode.replicated.as_ref().is_some_and(|mode| mode.replicas.unwrap_or(1) == 1);
+    let asked = spec.on_disconnect.as_deref();
+    let stops = match asked {
+        Some(asked) => asked == "stop",
+        None => single,
+    };
+    let by_itself = if asked.is_none() { " (auto)" } else { "" };
+    match (stops, spec.disconnect_grace) {
+        (false, _) => format!("keep{by_itself}"),
+        (true, Some(grace)) => format!("stop after {}{by_itself}", time::duration(grace)),
+        (true, None) => format!("stop after twice the time until a node is down{by_itself}"),
+    }
+}
+
 fn pretty(out: &mut Out, service: &Service) -> Result {
     let spec = &service.spec;
     let task = &spec.task_template;
@@ -383,6 +399,7 @@ fn pretty(out: &mut Out, service: &Service) -> Result {
             ),
         );
     }
+    put("On disconnect", on_disconnect(spec));
     put("Image", container.image.clone());
     put("Entrypoint", container.command.join(" "));
     put("Args", container.args.join(" "));
