@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use orchestrator::store::{Store, StoreConfig};
 use orchestrator_core::{
-    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, UnixMillis},
+    model::{
+        Availability, Ca, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret, Secret16, Settings, Tokens,
+        UnixMillis,
+    },
     state::{Action, Applied, Change, Entry, Key, Object},
 };
 
@@ -39,7 +42,9 @@ async fn bench(at: &Path, idle: Duration) -> Result<()> {
     let path = dir.path().join("store");
     let started = Instant::now();
     let store = open(&path).await?;
-    let cluster = Cluster { id: ClusterId(1), created_at: UnixMillis(0), task_history: Cluster::TASK_HISTORY };
+    let ca = Ca { certificate: Vec::new(), key: Secret(Vec::new()) };
+    let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+    let cluster = Cluster::new(ClusterId(1), ca, tokens, Settings::default(), UnixMillis(0));
     store.initialize(entry(vec![(0, Object::Cluster(cluster))])).await?;
     figure("found a cluster", started.elapsed().as_secs_f64() * 1e3, "ms");
 
@@ -132,6 +137,7 @@ fn node(number: u128, padding: usize) -> Object {
         id: NodeId(number),
         hostname: "x".repeat(padding),
         role: Role::Worker,
+        raft_id: None,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: NodeDescription::default(),

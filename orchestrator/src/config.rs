@@ -1,9 +1,10 @@
 //! The daemon's configuration: `edged.toml` and its defaults. The only place that reads configuration files.
 
-use serde::Deserialize;
+use crate::pki::Token;
+use serde::{Deserialize, Deserializer, de::Error};
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -26,8 +27,18 @@ pub struct Config {
     pub node_key: String,
     /// Address that other nodes and clients reach this node by; the default is that of the first uplink.
     pub advertise_addr: Option<IpAddr>,
+    /// Address and port that the control endpoint listens on; the default is port 2377 of all addresses.
+    pub listen_addr: Option<SocketAddr>,
     /// Initialise a cluster of this one node if it belongs to none.
     pub init: bool,
+    /// Join the cluster of this token if it belongs to none; the token says as what.
+    #[serde(deserialize_with = "token")]
+    pub join_token: Option<Token>,
+    /// Managers that are asked to let it in, as `host`, `host:port`, `[v6]` or `[v6]:port`; without any, or where none answers,
+    /// managers are looked for by multicast DNS.
+    pub join_addresses: Vec<String>,
+    /// Look for managers by multicast DNS (RFC 6762) and, as one, be found.
+    pub discovery: bool,
     /// Interfaces that clients come in by; empty means those with a default route, or else all physical ones.
     pub uplinks: Vec<String>,
     /// Registries (`host:port`) that are spoken to by http.
@@ -95,6 +106,11 @@ pub enum Rung {
     Clsact,
 }
 
+/// Reads a token; an error says what is wrong with it and does not repeat it.
+fn token<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Token>, D::Error> {
+    Option::<String>::deserialize(input)?.map(|text| text.trim().parse().map_err(D::Error::custom)).transpose()
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -104,7 +120,11 @@ impl Default for Config {
             hostname: None,
             node_key: "node".into(),
             advertise_addr: None,
+            listen_addr: None,
             init: false,
+            join_token: None,
+            join_addresses: Vec::new(),
+            discovery: true,
             uplinks: Vec::new(),
             insecure_registries: Vec::new(),
             registries: BTreeMap::new(),
@@ -184,6 +204,12 @@ impl Config {
                 return refuse(key, format!("{} is not an absolute path", dir.display()));
             }
         }
+        if self.init && self.join_token.is_some() {
+            return refuse("join-token", "a node either makes a cluster (init) or joins one".into());
+        }
+        if self.join_token.is_none() && !self.join_addresses.is_empty() {
+            return refuse("join-addresses", "a token is needed, too: join-token".into());
+        }
         for (registry, config) in &self.registries {
             if config.username.is_some() != config.password.is_some() {
                 return refuse("registries", format!("{registry} needs both username and password, or neither"));
@@ -215,6 +241,8 @@ mod tests {
             ("node-key = 'a b'", "node-key"),
             ("state-dir = 'x'", "absolute"),
             ("[dataplane]\nforce = 'generic'", "tcx"),
+            ("join-token = 'EDGE-1-abc'", "join token"),
+            ("join-addresses = ['10.0.0.1']", "join-token"),
         ] {
             let error = anyhow::Error::from(parse(text).unwrap_err());
             assert!(format!("{error:#}").contains(expected), "{error:#}");

@@ -13,6 +13,7 @@ pub mod dataplane;
 pub mod image;
 pub mod leader;
 pub mod network;
+pub mod pki;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
@@ -22,6 +23,8 @@ pub mod transport;
 pub mod docs {
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    #[doc = include_str!("../docs/cluster.md")]
+    pub mod cluster {}
     #[doc = include_str!("../docs/decisions/0001-raft-log.md")]
     pub mod decision_0001_raft_log {}
 }

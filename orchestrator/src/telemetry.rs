@@ -5,8 +5,10 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 /// Variable with the filter, in the syntax of `tracing_subscriber::EnvFilter`.
 pub const FILTER_VARIABLE: &str = "EDGED_LOG";
 
-/// openraft and the registry client tell at `info` what matters to their own developers only.
-const DEFAULT_FILTER: &str = "info,openraft=warn,oci_client=warn,libcontainer=warn,netlink_proto=warn";
+/// What openraft tells, even as an error, is that another manager does not answer for a moment; what is wrong with this node's
+/// store comes from the store itself. The others tell at `info` what matters to their own developers only.
+const DEFAULT_FILTER: &str =
+    "info,openraft=off,quinn=warn,mdns_sd=error,oci_client=warn,libcontainer=warn,netlink_proto=warn";
 
 /// Starts logging. Called once, at the start of `main`.
 pub fn init() {

@@ -12,6 +12,17 @@ pub struct Lab {
     down: bool,
 }
 
+/// A process in a cgroup of a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// The name of the node.
+    pub node: String,
+    /// Its id.
+    pub pid: u32,
+    /// Its words, with blanks in between.
+    pub command: String,
+}
+
 /// How a command in the lab ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -36,12 +47,14 @@ impl Lab {
     }
 
     /// Makes a lab; `options` are those of `cargo xtask lab up`, e.g. `["--nodes", "1"]`. A lab that an earlier test
-    /// left behind is taken down first.
+    /// left behind is taken down first. `EDGED_BINARIES=FOLDER` takes binaries from there instead of building them.
     ///
     /// # Errors
     /// When the lab does not come up; with the end of the daemon's log where it was to blame.
     pub fn up(options: &[&str]) -> Result<Self> {
-        let words = ["lab", "up", "--for-test"].iter().chain(options);
+        let binaries = std::env::var("EDGED_BINARIES").ok();
+        let binaries = binaries.iter().flat_map(|folder| ["--binaries", folder]);
+        let words = ["lab", "up", "--for-test"].iter().chain(options).copied().chain(binaries);
         xtask(words)?.success("lab up")?;
         Ok(Self { down: false })
     }
@@ -90,20 +103,57 @@ impl Lab {
         self.edgectl(node, &["image", "load", "--input", &archive.to_string_lossy()]).map(drop)
     }
 
-    /// The processes on this machine whose command line is exactly this, as a container of the lab has it. They are
-    /// found by the lab's mark in their cgroup's path, so that a shell with the same words is none of them.
+    /// The processes on this machine whose command line is exactly this, as a container of a node has it.
     ///
     /// # Errors
     /// When /proc cannot be read.
     pub fn processes(&self, node: &str, command: &[&str]) -> Result<Vec<u32>> {
-        let line = command.iter().flat_map(|word| word.bytes().chain([0])).collect::<Vec<u8>>();
-        let key = format!("lab-{node}");
+        let line = command.join(" ");
+        let ours = self.containers()?.into_iter().filter(|process| process.node == node && process.command == line);
+        Ok(ours.map(|process| process.pid).collect())
+    }
+
+    /// Loads an image on several nodes, side by side.
+    ///
+    /// # Errors
+    /// When the archive cannot be made or loaded.
+    pub fn load_on(&self, nodes: &[&str], image: &str) -> Result<()> {
+        let (first, others) = nodes.split_first().context("no node to load an image on")?;
+        // The first one makes the archive.
+        self.load(first, image)?;
+        std::thread::scope(|scope| {
+            let loads: Vec<_> = others.iter().map(|node| scope.spawn(|| self.load(node, image))).collect();
+            loads.into_iter().try_for_each(|load| load.join().expect("loading an image does not panic"))
+        })
+    }
+
+    /// Every process in a container of any node. They are found by the lab's mark in their cgroup's path, so that a shell
+    /// with the same words is none of them.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn containers(&self) -> Result<Vec<Process>> {
+        let mut all = self.of_nodes()?;
+        all.retain(|process| process.command.split(' ').nth(1) != Some("shim"));
+        Ok(all)
+    }
+
+    /// Every process in a cgroup of a node: its containers' and their shims.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn of_nodes(&self) -> Result<Vec<Process>> {
         let pids = std::fs::read_dir("/proc").context("read /proc")?.flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        Ok(pids
-            .filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| text == line))
-            .filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&key)))
-            .collect())
+        let process = |pid: u32| {
+            let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            let node = cgroup.split("lab-").nth(1)?.split('/').next()?.trim().to_owned();
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+            // A process that ends has no command line any more.
+            (!command.is_empty()).then_some(Process { node, pid, command })
+        };
+        Ok(pids.filter_map(process).collect())
     }
 
     /// Changes the lab: `["kill", "n1"]`, `["start", "n1"]`, `["cut", "n1", "n2"]`, `["heal"]`.

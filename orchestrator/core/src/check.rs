@@ -2,10 +2,13 @@
 //! builds, by the leader after each entry.
 
 use crate::{
-    model::{Desired, Name, NodeId, Protocol, PublishMode, ServiceId, Slot, TaskId},
+    model::{Desired, Name, Node, NodeId, Protocol, PublishMode, Role, ServiceId, Slot, TaskId},
     state::State,
 };
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 /// A rule that a state breaks. None is expected; a violation is a bug of the planner or of an API.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +40,27 @@ pub enum Violation {
     /// An object is stored under another key than its own.
     #[error("an object is stored under a key that is not its own")]
     WrongKey,
+    /// A node is a manager without a number to keep the log under, or the other way round.
+    #[error("node {node} is a {role:?} with raft id {raft_id:?}")]
+    RoleWithoutLog {
+        /// The node.
+        node: NodeId,
+        /// Its role.
+        role: Role,
+        /// Its number.
+        raft_id: Option<u64>,
+    },
+    /// Two managers keep the log under one number, or one does under a number that was not given out.
+    #[error("node {node} has raft id {raft_id}, which is another's or not given out yet")]
+    BadRaftId {
+        /// The node.
+        node: NodeId,
+        /// The number.
+        raft_id: u64,
+    },
+    /// A node was removed and is a member.
+    #[error("node {0} was removed and is a member")]
+    RemovedMember(NodeId),
     /// Two services have one name.
     #[error("services {0} and {1} are both named {2}")]
     SameName(ServiceId, ServiceId, Name),
@@ -62,7 +86,7 @@ pub enum Violation {
         /// Published ports of its version.
         ports: usize,
     },
-    /// More than one task of a slot shall run, and not as the two halves of a start-first update.
+    /// More than one task of a slot shall run, and not as the two halves of a start-first update or move.
     #[error("{count} tasks of slot {slot:?} of service {service} shall run")]
     CrowdedSlot {
         /// The service.
@@ -83,6 +107,7 @@ impl State {
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         self.check_keys(&mut found);
+        self.check_nodes(&mut found);
         self.check_services(&mut found);
         self.check_tasks(&mut found);
         self.check_slots(&mut found);
@@ -96,6 +121,25 @@ impl State {
             && self.tasks.iter().all(|(id, task)| *id == task.id);
         if !right {
             found.push(Violation::WrongKey);
+        }
+    }
+
+    fn check_nodes(&self, found: &mut Vec<Violation>) {
+        let mut numbers = BTreeSet::new();
+        for (id, node) in &self.nodes {
+            let &Node { role, raft_id, .. } = &*node.value;
+            if (role == Role::Manager) != raft_id.is_some() {
+                found.push(Violation::RoleWithoutLog { node: *id, role, raft_id });
+            }
+            let Some(cluster) = &self.cluster else { continue };
+            if let Some(raft_id) = raft_id.filter(|number| *number >= cluster.next_raft_id || !numbers.insert(*number))
+            {
+                found.push(Violation::BadRaftId { node: *id, raft_id });
+            }
+            // One that came back after its time is forgotten with the next write of the cluster.
+            if cluster.removed.get(id).is_some_and(|until| *until > node.created_at) {
+                found.push(Violation::RemovedMember(*id));
+            }
         }
     }
 
@@ -165,14 +209,18 @@ impl State {
     }
 
     fn check_slots(&self, found: &mut Vec<Violation>) {
-        let mut slots: BTreeMap<(ServiceId, Slot), Vec<u32>> = BTreeMap::new();
+        let mut slots: BTreeMap<(ServiceId, Slot), Vec<(u32, Option<NodeId>)>> = BTreeMap::new();
         for task in self.tasks.values().filter(|task| task.desired == Desired::Run && task.outcome.is_none()) {
-            slots.entry((task.service, task.slot)).or_default().push(task.version);
+            slots
+                .entry((task.service, task.slot))
+                .or_default()
+                .push((task.version, task.placed.as_ref().map(|placed| placed.node)));
         }
-        for ((service, slot), versions) in slots {
-            let start_first = matches!(versions[..], [one, other] if one != other);
-            if versions.len() > 1 && !start_first {
-                found.push(Violation::CrowdedSlot { service, slot, count: versions.len() });
+        for ((service, slot), open) in slots {
+            // Of another version, or elsewhere.
+            let start_first = matches!(open[..], [one, other] if one != other);
+            if open.len() > 1 && !start_first {
+                found.push(Violation::CrowdedSlot { service, slot, count: open.len() });
             }
         }
     }

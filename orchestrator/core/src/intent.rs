@@ -3,22 +3,24 @@
 //! no longer held when it was applied, ask here again.
 //!
 //! Names and published ports are unique across services, which no guard on one service can see. Whoever takes one of them
-//! therefore writes the cluster object too (unchanged): two such entries that were decided on without seeing each other
-//! cannot both apply.
+//! therefore writes [`Turn`] too: two such entries that were decided on without seeing each other cannot both apply.
 //!
 //! Every update makes a new version of the spec, even one that says the same, and so does a rollback: the tasks of the
 //! newest version are those of the latest attempt, and no clock is needed to tell its failures from older ones.
 
 use crate::{
     find::FindError,
+    members::would_lose_quorum,
     model::{
-        Availability, Cluster, ClusterId, Invalid, Mode, Name, Node, NodeId, PortSpec, PublishMode, Role, Service,
-        ServiceId, ServiceSpec, SpecVersion, UnixMillis, UpdateState, UpdateStatus,
+        Availability, Ca, Cluster, ClusterId, Invalid, Live, Mode, Name, Node, NodeDescription, NodeId, PortSpec,
+        PublishMode, Role, Secret16, Service, ServiceId, ServiceSpec, Settings, SpecVersion, Tokens, Turn, UnixMillis,
+        UpdateState, UpdateStatus,
     },
     state::{Change, Entry, Guard, Key, Object, State, Stored},
 };
 use alloc::{
     collections::BTreeMap,
+    format,
     string::{String, ToString},
     sync::Arc,
     vec,
@@ -61,6 +63,9 @@ pub enum Refusal {
     /// The object is not in the state that the command needs.
     #[error("{0}")]
     Precondition(String),
+    /// The node was removed: it may come back under a new key only.
+    #[error("node {0} was removed from the cluster: run \"edgectl cluster leave --force\" on it, then join again")]
+    Removed(NodeId),
     /// The cluster was not initialised.
     #[error("this node is not part of a cluster: run \"edgectl cluster init\" to make it the first node of one")]
     NoCluster,
@@ -73,17 +78,78 @@ fn mode_text(mode: PublishMode) -> &'static str {
     }
 }
 
-/// Makes the cluster with its first node, a manager.
+/// Makes the cluster with its first node, a manager that keeps the log under number 1.
 ///
 /// # Errors
-/// There is a cluster already.
-pub fn init_cluster(state: &State, id: ClusterId, node: Node, now: UnixMillis) -> Result<Entry, Refusal> {
+/// There is a cluster already, or a setting is out of bounds.
+pub fn init_cluster(
+    state: &State,
+    id: ClusterId,
+    node: Node,
+    ca: Ca,
+    tokens: Tokens,
+    settings: Settings,
+    now: UnixMillis,
+) -> Result<Entry, Refusal> {
     if state.cluster.is_some() {
         return Err(Refusal::Precondition("this node is already part of a cluster".into()));
     }
-    let cluster = Cluster { id, created_at: now, task_history: Cluster::TASK_HISTORY };
-    let node = Node { role: Role::Manager, created_at: now, ..node };
+    settings.check()?;
+    let cluster = Cluster::new(id, ca, tokens, settings, now);
+    let node = Node { role: Role::Manager, raft_id: Some(Cluster::FIRST_RAFT_ID), created_at: now, ..node };
     Ok(entry(now, vec![state.put_change(Object::Cluster(cluster)), state.put_change(Object::Node(node))]))
+}
+
+/// Changes the settings of the cluster. `version_index` is the revision of the cluster as the caller read it.
+///
+/// # Errors
+/// No cluster, it changed since, or a setting is out of bounds.
+pub fn update_cluster(
+    state: &State,
+    version_index: u64,
+    settings: Settings,
+    now: UnixMillis,
+) -> Result<Entry, Refusal> {
+    if cluster(state)?.revision != version_index {
+        return Err(Refusal::OutOfSequence);
+    }
+    settings.check()?;
+    let mut next = next_cluster(state, now)?;
+    next.longest_validity = next.longest_validity.max(settings.cert_validity);
+    next.settings = settings;
+    Ok(entry(now, vec![state.put_change(Object::Cluster(next))]))
+}
+
+/// Replaces the secret that lets nodes of this role in; tokens with the old one are worth nothing from then on.
+///
+/// # Errors
+/// No cluster.
+pub fn rotate_token(state: &State, role: Role, secret: Secret16, now: UnixMillis) -> Result<Entry, Refusal> {
+    let mut next = next_cluster(state, now)?;
+    match role {
+        Role::Worker => next.tokens.worker = secret,
+        Role::Manager => next.tokens.manager = secret,
+    }
+    Ok(entry(now, vec![state.put_change(Object::Cluster(next))]))
+}
+
+/// After the majority of the managers was lost for good: `own` is the only manager from now on; the others are workers, and
+/// come back as such or are promoted anew.
+///
+/// # Errors
+/// No cluster, or `own` is no member of it.
+pub fn force_new_cluster(state: &State, own: NodeId, own_raft_id: u64, now: UnixMillis) -> Result<Entry, Refusal> {
+    let mut next = next_cluster(state, now)?;
+    next.next_raft_id = next.next_raft_id.max(own_raft_id.saturating_add(1));
+    let mut changes = vec![state.put_change(Object::Cluster(next))];
+    node_at(state, own)?;
+    for (id, node) in &state.nodes {
+        let (role, raft_id) = if *id == own { (Role::Manager, Some(own_raft_id)) } else { (Role::Worker, None) };
+        if (node.role, node.raft_id) != (role, raft_id) {
+            changes.push(state.put_change(Object::Node(Node { role, raft_id, ..Node::clone(node) })));
+        }
+    }
+    Ok(entry(now, changes))
 }
 
 /// Makes a service.
@@ -91,7 +157,7 @@ pub fn init_cluster(state: &State, id: ClusterId, node: Node, now: UnixMillis) -
 /// # Errors
 /// The name or a published port is taken, or there is no cluster.
 pub fn create_service(state: &State, spec: ServiceSpec, now: UnixMillis) -> Result<(ServiceId, Entry), Refusal> {
-    let touch = touch_cluster(state)?;
+    let turn = take_turn(state)?;
     if present(state).any(|service| service.name == spec.name) {
         return Err(Refusal::NameTaken { name: spec.name.clone() });
     }
@@ -109,7 +175,7 @@ pub fn create_service(state: &State, spec: ServiceSpec, now: UnixMillis) -> Resu
         update: None,
     };
     let version = SpecVersion { service: id, number: 1, spec: Arc::new(spec) };
-    let changes = vec![touch, state.put_change(Object::Service(service)), state.put_change(Object::Spec(version))];
+    let changes = vec![turn, state.put_change(Object::Service(service)), state.put_change(Object::Spec(version))];
     Ok((id, entry(now, changes)))
 }
 
@@ -126,7 +192,7 @@ pub fn update_service(
     spec: ServiceSpec,
     now: UnixMillis,
 ) -> Result<Entry, Refusal> {
-    let touch = touch_cluster(state)?;
+    let turn = take_turn(state)?;
     let service = service_at(state, id, version_index)?;
     if spec.name != service.name {
         return Err(Refusal::Unsupported("renaming services is not supported"));
@@ -148,7 +214,7 @@ pub fn update_service(
     };
     let version = SpecVersion { service: id, number: next.current, spec: Arc::new(spec) };
     let changes = [state.put_change(Object::Spec(version)), state.put_change(Object::Service(next))];
-    Ok(entry(now, ports_change.then_some(touch).into_iter().chain(changes).collect()))
+    Ok(entry(now, ports_change.then_some(turn).into_iter().chain(changes).collect()))
 }
 
 /// Returns to the version before. A second rollback returns to the version that the first one left.
@@ -156,11 +222,11 @@ pub fn update_service(
 /// # Errors
 /// No such service, it changed since, there is no version before, or a port of it is taken meanwhile.
 pub fn rollback_service(state: &State, id: ServiceId, version_index: u64, now: UnixMillis) -> Result<Entry, Refusal> {
-    let touch = touch_cluster(state)?;
+    let turn = take_turn(state)?;
     let service = service_at(state, id, version_index)?;
     let previous = service.previous.and_then(|number| state.specs.get(&(id, number)));
     let Some(spec) = previous.map(|version| version.spec.clone()) else {
-        return Err(Refusal::Precondition(alloc::format!("service {} does not have a previous spec", service.name)));
+        return Err(Refusal::Precondition(format!("service {} does not have a previous spec", service.name)));
     };
     check_ports(state, Some(id), &spec.endpoint.ports)?;
     let next = Service {
@@ -177,7 +243,7 @@ pub fn rollback_service(state: &State, id: ServiceId, version_index: u64, now: U
         ..Service::clone(service)
     };
     let version = SpecVersion { service: id, number: next.current, spec };
-    Ok(entry(now, vec![touch, state.put_change(Object::Spec(version)), state.put_change(Object::Service(next))]))
+    Ok(entry(now, vec![turn, state.put_change(Object::Spec(version)), state.put_change(Object::Service(next))]))
 }
 
 /// Ends all tasks of a service, then the service.
@@ -203,56 +269,183 @@ pub struct NodeWish {
 
 /// Changes what users decide about a node. `version_index` is the revision of the node as the caller read it.
 ///
+/// A new manager gets a number to keep the log under; the leader then makes it a member of the log, and takes one that is
+/// demoted out of it.
+///
 /// # Errors
-/// No such node, it changed since, or it is the last manager and would stop being one.
+/// No such node, it changed since, or it would stop being a manager that cannot be spared.
 pub fn update_node(
     state: &State,
+    live: &Live,
     id: NodeId,
     version_index: u64,
     wish: NodeWish,
     now: UnixMillis,
 ) -> Result<Entry, Refusal> {
-    let node = state.nodes.get(&id).ok_or_else(|| not_found(crate::find::Kind::Node, id.to_string()))?;
+    let node = node_at(state, id)?;
     if node.revision != version_index {
         return Err(Refusal::OutOfSequence);
     }
-    let mut reads = Vec::new();
-    if node.role == Role::Manager && wish.role == Role::Worker {
-        let others = state.nodes.iter().filter(|(other, node)| **other != id && node.role == Role::Manager);
-        reads.extend(others.map(|(other, node)| Guard { key: Key::Node(*other), expect: node.revision }));
-        if reads.is_empty() {
-            return Err(Refusal::Precondition("attempting to demote the last manager of the cluster".into()));
-        }
-    }
     let NodeWish { role, availability, labels } = wish;
-    let next = Node { role, availability, labels, ..Node::clone(node) };
-    Ok(Entry { at: now, reads, changes: vec![state.put_change(Object::Node(next))] })
+    let mut next = Node { role, availability, labels, ..Node::clone(node) };
+    let (mut reads, mut changes) = (Vec::new(), Vec::new());
+    match (node.role, role) {
+        (Role::Manager, Role::Worker) => {
+            if let Some(refusal) = would_lose_quorum(state, live, id) {
+                return Err(refusal);
+            }
+            // Of two managers, each demoted with the other in mind, one stays.
+            let others = state.nodes.iter().filter(|(other, node)| **other != id && node.role == Role::Manager);
+            reads.extend(others.map(|(other, node)| Guard { key: Key::Node(*other), expect: node.revision }));
+            next.raft_id = None;
+        }
+        (Role::Worker, Role::Manager) => {
+            // One that is still being demoted stays what it is.
+            next.raft_id = live.nodes.get(&id).and_then(|known| known.report.raft);
+            if next.raft_id.is_none() {
+                let mut cluster = next_cluster(state, now)?;
+                next.raft_id = Some(take_raft_id(&mut cluster));
+                changes.push(state.put_change(Object::Cluster(cluster)));
+            }
+        }
+        (Role::Worker, Role::Worker) | (Role::Manager, Role::Manager) => {}
+    }
+    changes.push(state.put_change(Object::Node(next)));
+    Ok(Entry { at: now, reads, changes })
 }
 
-/// A node joins, or tells what it is: a new node is taken as given, of a known one only the host name and the description.
-/// `None` if all of it is known, so that a node that connects anew writes nothing.
+/// A node joins with a token for `role`. One that is a member already keeps what users decided about it, its role included:
+/// joining twice is joining once, and promotes nobody. `None` if all of it is known.
 ///
 /// # Errors
-/// The cluster was not initialised.
-pub fn put_node(state: &State, node: Node, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
-    if state.cluster.is_none() {
-        return Err(Refusal::NoCluster);
+/// The cluster was not initialised, or the node was removed from it.
+pub fn join_node(state: &State, node: Node, role: Role, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
+    if is_removed(state, node.id, now) {
+        return Err(Refusal::Removed(node.id));
     }
-    let next = match state.nodes.get(&node.id) {
-        None => Node { created_at: now, ..node },
-        Some(known) => Node { hostname: node.hostname, description: node.description, ..Node::clone(known) },
-    };
-    let known = state.nodes.get(&next.id).is_some_and(|known| *known.value == next);
-    Ok((!known).then(|| entry(now, vec![state.put_change(Object::Node(next))])))
+    let mut next = next_cluster(state, now)?;
+    if state.nodes.contains_key(&node.id) {
+        return describe_node(state, node.id, node.hostname, node.description, now);
+    }
+    let mut changes = Vec::new();
+    let raft_id = (role == Role::Manager).then(|| take_raft_id(&mut next));
+    if raft_id.is_some() {
+        changes.push(state.put_change(Object::Cluster(next)));
+    }
+    changes.push(state.put_change(Object::Node(Node { role, raft_id, created_at: now, ..node })));
+    Ok(Some(entry(now, changes)))
+}
+
+/// A manager has lost the log that it kept under the number `lost`, and gets another number to keep it under. `None` if it has
+/// one already, or is no manager any more.
+///
+/// # Errors
+/// No such node.
+pub fn renumber_node(state: &State, id: NodeId, lost: u64, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
+    let node = node_at(state, id)?;
+    if node.raft_id != Some(lost) {
+        return Ok(None);
+    }
+    let mut cluster = next_cluster(state, now)?;
+    let raft_id = Some(take_raft_id(&mut cluster));
+    let node = Node { raft_id, ..Node::clone(node) };
+    Ok(Some(entry(now, vec![state.put_change(Object::Cluster(cluster)), state.put_change(Object::Node(node))])))
+}
+
+/// A member tells what it is. `None` if that is known, so that a node that connects anew writes nothing.
+///
+/// # Errors
+/// No such node.
+pub fn describe_node(
+    state: &State,
+    id: NodeId,
+    hostname: String,
+    description: NodeDescription,
+    now: UnixMillis,
+) -> Result<Option<Entry>, Refusal> {
+    let known = node_at(state, id)?;
+    if (&known.hostname, &known.description) == (&hostname, &description) {
+        return Ok(None);
+    }
+    let next = Node { hostname, description, ..Node::clone(known) };
+    Ok(Some(entry(now, vec![state.put_change(Object::Node(next))])))
+}
+
+/// Gives a manager that lost its log under the number `lost` a new one: it comes back as a new member of the log. `None` if it
+/// has another number already.
+///
+/// # Errors
+/// No such node, or no cluster.
+pub fn renew_raft_id(state: &State, id: NodeId, lost: u64, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
+    let node = node_at(state, id)?;
+    if node.raft_id != Some(lost) {
+        return Ok(None);
+    }
+    let mut cluster = next_cluster(state, now)?;
+    let next = Node { raft_id: Some(take_raft_id(&mut cluster)), ..Node::clone(node) };
+    Ok(Some(entry(now, vec![state.put_change(Object::Cluster(cluster)), state.put_change(Object::Node(next))])))
+}
+
+/// Removes a node for good: its certificate is refused from then on, and its tasks are replaced.
+///
+/// # Errors
+/// No such node, it is a manager or still being demoted, or it is up and `force` was not given.
+pub fn remove_node(state: &State, live: &Live, id: NodeId, force: bool, now: UnixMillis) -> Result<Entry, Refusal> {
+    let node = node_at(state, id)?;
+    if node.role == Role::Manager {
+        return Err(Refusal::Precondition(format!(
+            "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+        )));
+    }
+    let up = live.nodes.get(&id).filter(|known| known.ready);
+    if up.is_some_and(|known| known.report.raft.is_some()) {
+        return Err(Refusal::Precondition(format!(
+            "node {id} is being demoted and still a member of the raft cluster: remove it in a moment"
+        )));
+    }
+    if !force && up.is_some() {
+        return Err(Refusal::Precondition(format!("node {id} is not down and can't be removed")));
+    }
+    let mut next = next_cluster(state, now)?;
+    next.removed.insert(id, now + next.longest_validity);
+    Ok(entry(now, vec![state.put_change(Object::Cluster(next)), state.delete_change(Key::Node(id))]))
+}
+
+/// Whether the node was removed from the cluster and a certificate that names it may still be good.
+#[must_use]
+pub fn is_removed(state: &State, id: NodeId, now: UnixMillis) -> bool {
+    let until = state.cluster.as_ref().and_then(|cluster| cluster.removed.get(&id));
+    until.is_some_and(|until| *until > now)
+}
+
+fn take_raft_id(cluster: &mut Cluster) -> u64 {
+    let id = cluster.next_raft_id;
+    cluster.next_raft_id += 1;
+    id
 }
 
 fn entry(at: UnixMillis, changes: Vec<Change>) -> Entry {
     Entry { at, reads: Vec::new(), changes }
 }
 
-fn touch_cluster(state: &State) -> Result<Change, Refusal> {
-    let cluster = state.cluster.as_ref().ok_or(Refusal::NoCluster)?;
-    Ok(state.put_change(Object::Cluster(Cluster::clone(cluster))))
+fn take_turn(state: &State) -> Result<Change, Refusal> {
+    cluster(state)?;
+    Ok(state.put_change(Object::Turn(Turn)))
+}
+
+fn cluster(state: &State) -> Result<&Stored<Cluster>, Refusal> {
+    state.cluster.as_ref().ok_or(Refusal::NoCluster)
+}
+
+/// A copy to change; removals that are over are forgotten on the way.
+fn next_cluster(state: &State, now: UnixMillis) -> Result<Cluster, Refusal> {
+    let mut next = Cluster::clone(cluster(state)?);
+    next.removed.retain(|_, until| *until > now);
+    Ok(next)
+}
+
+fn node_at(state: &State, id: NodeId) -> Result<&Stored<Node>, Refusal> {
+    state.nodes.get(&id).ok_or_else(|| not_found(crate::find::Kind::Node, id.to_string()))
 }
 
 fn present(state: &State) -> impl Iterator<Item = &Stored<Service>> {

@@ -11,11 +11,18 @@
 //!                                                                        ▼                 ▼
 //!                         gone ◄─────── delete, unmount, detach ◄── end told ◄── forward away, signal, kill
 //! ```
+//!
+//! A node that hears no manager goes on with its last assignment, and does one thing more: what ended it starts again by
+//! the service's restart policy, as no manager replaces it. Of a service that must not run twice it starts nothing, and ends
+//! what runs once the time for that has come ([`AssignedTask::on_disconnect`]).
 
 use crate::{
-    assignment::{AssignedTask, Assignment},
+    assignment::{AssignedBackend, AssignedTask, Assignment},
     forwarding::{Backend, BackendState, Table},
-    model::{Desired, ImageName, Millis, PortSpec, TaskId, TaskReport, TaskState, UnixMillis},
+    model::{
+        Desired, ImageName, Millis, PortSpec, RestartCondition, RestartPolicy, TaskId, TaskReport, TaskState,
+        UnixMillis,
+    },
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +41,9 @@ pub struct Observed {
     pub tasks: BTreeMap<TaskId, TaskObserved>,
     /// Backend numbers that new connections may be sent to.
     pub serving: BTreeSet<u16>,
+    /// Since when the node hears no manager, as far as it knows: when it lost the last one, or when the agent started if it
+    /// has heard none since. `None` while it hears one.
+    pub cut_off_since: Option<UnixMillis>,
 }
 
 /// What there is of one task.
@@ -57,6 +67,8 @@ pub struct TaskObserved {
     pub stopping: Option<Stopping>,
     /// A step that failed for good.
     pub failure: Option<Failure>,
+    /// When the node started it again by itself, oldest first ([`note_restart`]).
+    pub restarts: Vec<UnixMillis>,
     /// Files of it that outlive the container: logs.
     pub traces: bool,
 }
@@ -167,11 +179,20 @@ pub enum Op {
     Forget,
 }
 
+/// Notes that the node started a task again by itself. Only as many are kept as the policy counts.
+pub fn note_restart(restarts: &mut Vec<UnixMillis>, policy: &RestartPolicy, now: UnixMillis) {
+    restarts.push(now);
+    let kept = (policy.max_attempts as usize).max(1);
+    restarts.drain(..restarts.len().saturating_sub(kept));
+}
+
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Steps of each task, to be done in order; the first failure ends the chain.
     pub tasks: BTreeMap<TaskId, Vec<Op>>,
+    /// Those of them that ended and are started again: the agent notes it ([`note_restart`]), and forgets how they ended.
+    pub restarts: BTreeSet<TaskId>,
     /// When to look again though nothing has changed.
     pub wake_at: Option<UnixMillis>,
 }
@@ -189,19 +210,23 @@ pub fn reconcile(assignment: &Assignment, observed: &Observed, now: UnixMillis) 
         }
         let assigned = assignment.tasks.get(&id);
         let ops = match assigned {
-            Some(task) if task.desired == Desired::Run && is_unhealthy(seen) => {
+            Some(task) if task.desired == Desired::Run && wants_end(task, seen, observed, now) => {
                 if is_serving(assignment, id, &observed.serving) {
                     Vec::new()
                 } else {
                     retire(assigned, seen, Keep::End, now, &mut work.wake_at)
                 }
             }
-            Some(task) if task.desired == Desired::Run => advance(task, seen, &observed.images),
+            Some(task) if task.desired == Desired::Run => match observed.cut_off_since {
+                None => advance(task, seen, &observed.images),
+                Some(since) => advance_alone(task, seen, observed, since, now).into_ops(id, &mut work),
+            },
             _ if is_serving(assignment, id, &observed.serving) => Vec::new(),
             _ => {
                 let keep = if assigned.is_some_and(|task| task.desired == Desired::Shutdown) {
                     Keep::End
-                } else if assignment.history.contains(&id) {
+                } else if assignment.history.contains(&id) || (assigned.is_none() && observed.cut_off_since.is_some()) {
+                    // Without a manager nobody can say that the traces of a task are not wanted.
                     Keep::Traces
                 } else {
                     Keep::Nothing
@@ -224,31 +249,137 @@ fn advance(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName
     }
     match seen.container.as_ref().map(|container| &container.phase) {
         Some(Phase::Exited { .. } | Phase::Broken { .. }) => {}
-        Some(Phase::Running { .. }) => {
-            // Somebody took its interface away; its namespace is still there.
-            if seen.attached.is_none() {
-                ops.push(Op::Attach(task.index));
-            }
-        }
+        Some(Phase::Running { .. }) => ops.extend(repair(task, seen)),
         Some(Phase::Created) => ops.push(Op::Start),
-        unmade @ (None | Some(Phase::Creating)) => {
-            if unmade.is_some() {
-                ops.push(Op::Delete);
-            }
-            let image = &task.spec.container.image;
-            if !images.contains(image) {
-                ops.push(Op::Fetch(image.clone()));
-            }
-            if seen.attached.is_none() {
-                ops.push(Op::Attach(task.index));
-            }
-            if !seen.mounted {
-                ops.push(Op::Mount);
-            }
-            ops.extend([Op::Create, Op::Start]);
-        }
+        None | Some(Phase::Creating) => ops = make(task, seen, images),
     }
     ops
+}
+
+/// What a running task lacks: somebody took its interface away; its namespace is still there.
+fn repair(task: &AssignedTask, seen: &TaskObserved) -> Option<Op> {
+    seen.attached.is_none().then_some(Op::Attach(task.index))
+}
+
+/// Makes a container, in the place of one that is half made or over.
+fn make(task: &AssignedTask, seen: &TaskObserved, images: &BTreeSet<ImageName>) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if seen.container.is_some() {
+        ops.push(Op::Delete);
+    }
+    let image = &task.spec.container.image;
+    if !images.contains(image) {
+        ops.push(Op::Fetch(image.clone()));
+    }
+    if seen.attached.is_none() {
+        ops.push(Op::Attach(task.index));
+    }
+    if !seen.mounted {
+        ops.push(Op::Mount);
+    }
+    ops.extend([Op::Create, Op::Start]);
+    ops
+}
+
+/// What a node does for a wanted task while it hears no manager.
+enum Alone {
+    /// These steps, now.
+    Now(Vec<Op>),
+    /// These steps, which start again what ended.
+    Again(Vec<Op>),
+    /// Nothing before this moment.
+    Later(UnixMillis),
+}
+
+impl Alone {
+    fn into_ops(self, id: TaskId, work: &mut Work) -> Vec<Op> {
+        match self {
+            Self::Now(ops) => ops,
+            Self::Again(ops) => {
+                work.restarts.insert(id);
+                ops
+            }
+            Self::Later(due) => {
+                wake(&mut work.wake_at, due);
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Brings a wanted task up, or up again, while no manager is heard.
+fn advance_alone(
+    task: &AssignedTask,
+    seen: &TaskObserved,
+    observed: &Observed,
+    since: UnixMillis,
+    now: UnixMillis,
+) -> Alone {
+    if let Some(grace) = task.on_disconnect {
+        // Another node may run it by now: it is not started here. What runs is kept whole until its time has come.
+        let running = matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, .. }));
+        return match repair(task, seen).filter(|_| running) {
+            Some(repair) => Alone::Now(alloc::vec![repair]),
+            None if running => Alone::Later(since + grace),
+            None => Alone::Now(Vec::new()),
+        };
+    }
+    let Some(end) = how_it_ended(seen) else { return Alone::Now(advance(task, seen, &observed.images)) };
+    let policy = &task.spec.restart;
+    let wanted = match policy.condition {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => end.failed,
+        RestartCondition::Any => true,
+    };
+    let in_window = |at: &&UnixMillis| policy.window.0 == 0 || end.at.since(**at) < policy.window;
+    let attempts = seen.restarts.iter().filter(in_window).count();
+    if !wanted || (policy.max_attempts != 0 && attempts >= policy.max_attempts as usize) {
+        return Alone::Now(Vec::new());
+    }
+    let delay = if seen.failure.is_some() { policy.delay.max(FAILED_STEP_DELAY) } else { policy.delay };
+    let due = end.at + delay;
+    // A clock that was set back does not lengthen the delay.
+    if due > now && end.at <= now { Alone::Later(due) } else { Alone::Again(make(task, seen, &observed.images)) }
+}
+
+/// The shortest time between two attempts at a step that failed for good, while no manager can be told of it.
+const FAILED_STEP_DELAY: Millis = Millis::from_secs(10);
+
+/// How a task ended, as far as its restart goes.
+struct Ended {
+    at: UnixMillis,
+    failed: bool,
+}
+
+/// `None` if it has not ended.
+fn how_it_ended(seen: &TaskObserved) -> Option<Ended> {
+    if let Some(failure) = &seen.failure {
+        return Some(Ended { at: failure.at, failed: true });
+    }
+    let container = seen.container.as_ref()?;
+    match container.phase {
+        Phase::Exited { code, at, .. } => {
+            Some(Ended { at, failed: code != 0 || matches!(container.health, Some(Health::Unhealthy(_))) })
+        }
+        // Nobody knows when, but not before its last start.
+        Phase::Broken { .. } => Some(Ended { at: seen.restarts.last().copied().unwrap_or_default(), failed: true }),
+        Phase::Creating | Phase::Created | Phase::Running { .. } => None,
+    }
+}
+
+/// Whether the node ends a task though it is told to run it.
+fn wants_end(task: &AssignedTask, seen: &TaskObserved, observed: &Observed, now: UnixMillis) -> bool {
+    is_unhealthy(seen) || is_left(task, observed, now)
+}
+
+/// Whether no manager was heard for so long that the task is to end. A clock that was set back does not lengthen the time.
+fn is_left(task: &AssignedTask, observed: &Observed, now: UnixMillis) -> bool {
+    let (Some(since), Some(grace)) = (observed.cut_off_since, task.on_disconnect) else { return false };
+    since + grace <= now || since > now
+}
+
+fn wake(wake_at: &mut Option<UnixMillis>, due: UnixMillis) {
+    *wake_at = Some(wake_at.map_or(due, |earlier| earlier.min(due)));
 }
 
 /// Whether a task runs and its health check has failed too often: it is ended as if told to, and its end is a failure.
@@ -284,8 +415,7 @@ fn retire(
             Some(Stopping { since, killed: false }) if since + grace <= now || since > now => alloc::vec![Op::Kill],
             Some(Stopping { since, killed }) => {
                 if !killed {
-                    let due = since + grace;
-                    *wake_at = Some(wake_at.map_or(due, |earlier| earlier.min(due)));
+                    wake(wake_at, since + grace);
                 }
                 Vec::new()
             }
@@ -327,10 +457,17 @@ pub fn is_ready(seen: &TaskObserved) -> bool {
     matches!(&seen.container, Some(Container { phase: Phase::Running { .. }, health: None | Some(Health::Healthy) }))
 }
 
+/// Whether new connections may go to a task of this node, once it is ready.
+fn is_open(assignment: &Assignment, backend: &AssignedBackend, observed: &Observed, now: UnixMillis) -> bool {
+    let left = assignment.tasks.get(&backend.task).is_some_and(|task| is_left(task, observed, now));
+    backend.is_open_to(assignment.node) && !left
+}
+
 /// The forwarding tables that the node should have: published ports, with those local tasks behind them that are ready.
-/// Tasks that are told to end drain: connections they have may finish for as long as their process runs.
+/// Tasks that are told to end, or that the node ends by itself, drain: connections they have may finish for as long as their
+/// process runs.
 #[must_use]
-pub fn forwarding(assignment: &Assignment, observed: &Observed) -> Table {
+pub fn forwarding(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> Table {
     let mut table = Table::default();
     for service in assignment.services.values() {
         for port in &service.ports {
@@ -340,7 +477,8 @@ pub fn forwarding(assignment: &Assignment, observed: &Observed) -> Table {
                 let attached = seen.attached.as_ref()?;
                 let same = |own: &PortSpec| (own.protocol, own.published) == (port.protocol, port.published);
                 let (own, slot) = backend.slots.iter().find(|(own, _)| same(own))?;
-                let state = if backend.active { BackendState::Active } else { BackendState::Draining };
+                let open = is_open(assignment, backend, observed, now);
+                let state = if open { BackendState::Active } else { BackendState::Draining };
                 let (v4, v6, ifindex) = (Some(attached.v4), attached.v6, attached.ifindex);
                 Some((*slot, Backend { v4, v6, port: own.target, ifindex, state }))
             });
@@ -352,13 +490,13 @@ pub fn forwarding(assignment: &Assignment, observed: &Observed) -> Table {
 
 /// What the resolver answers: names of services, `tasks.` names, and addresses of ready local tasks.
 #[must_use]
-pub fn names(assignment: &Assignment, observed: &Observed) -> BTreeMap<String, Vec<Attached>> {
+pub fn names(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> BTreeMap<String, Vec<Attached>> {
     let mut out: BTreeMap<String, Vec<Attached>> = BTreeMap::new();
     for service in assignment.services.values() {
         let ready = service
             .backends
             .iter()
-            .filter(|backend| backend.active && backend.node == assignment.node)
+            .filter(|backend| backend.node == assignment.node && is_open(assignment, backend, observed, now))
             .filter_map(|backend| observed.tasks.get(&backend.task))
             .filter(|seen| is_ready(seen))
             .filter_map(|seen| seen.attached.clone())
@@ -426,6 +564,10 @@ fn report_task(task: &AssignedTask, seen: &TaskObserved, now: UnixMillis) -> Tas
         (Phase::Exited { code, at, .. }, Some(Health::Unhealthy(output))) => {
             let message = format!("unhealthy container: {}", output.trim());
             of(TaskState::Failed, *at, &message, None, Some(*code))
+        }
+        // It was no doing of its own: the restart policy has no say in its replacement.
+        (Phase::Exited { code, at, .. }, _) if seen.stopping.is_some() => {
+            of(TaskState::Shutdown, *at, "stopped: its node reached no manager", None, Some(*code))
         }
         (Phase::Exited { code: 0, at, .. }, _) => of(TaskState::Complete, *at, "", None, Some(0)),
         (Phase::Exited { code, at, oom }, _) => {

@@ -4,7 +4,7 @@
 //! every version. Decisions are made before an entry is proposed; the guards of the entry tell whether they still hold.
 
 use crate::model::{
-    Cluster, ClusterId, Node, NodeId, Service, ServiceId, SpecVersion, Task, TaskId, TaskSpec, UnixMillis,
+    Cluster, ClusterId, Node, NodeId, Service, ServiceId, SpecVersion, Task, TaskId, TaskSpec, Turn, UnixMillis,
 };
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::ops::Deref;
@@ -25,6 +25,8 @@ pub struct State {
     pub specs: BTreeMap<(ServiceId, u32), Stored<SpecVersion>>,
     /// Tasks.
     pub tasks: BTreeMap<TaskId, Stored<Task>>,
+    /// See [`Turn`].
+    pub turn: Option<Stored<Turn>>,
 }
 
 /// An object and the entries that wrote it.
@@ -109,6 +111,8 @@ pub enum Object {
     Spec(SpecVersion),
     /// A task.
     Task(Task),
+    /// The right to decide on what is free.
+    Turn(Turn),
 }
 
 /// Names a replicated object. New kinds are appended.
@@ -124,6 +128,8 @@ pub enum Key {
     Spec(ServiceId, u32),
     /// A task.
     Task(TaskId),
+    /// The right to decide on what is free.
+    Turn,
 }
 
 impl Object {
@@ -136,6 +142,7 @@ impl Object {
             Object::Service(service) => Key::Service(service.id),
             Object::Spec(version) => Key::Spec(version.service, version.number),
             Object::Task(task) => Key::Task(task.id),
+            Object::Turn(_) => Key::Turn,
         }
     }
 }
@@ -193,6 +200,7 @@ impl State {
             Key::Service(id) => of(self.services.get(&id)),
             Key::Spec(id, number) => of(self.specs.get(&(id, number))),
             Key::Task(id) => of(self.tasks.get(&id)),
+            Key::Turn => of(self.turn.as_ref()),
         }
     }
 
@@ -237,15 +245,17 @@ impl State {
             let created = map.get(&key).map_or(index, |old| old.created);
             map.insert(key, Stored { created, revision: index, value: Arc::new(value) });
         }
+        fn store_one<T>(place: &mut Option<Stored<T>>, index: u64, value: T) {
+            let created = place.as_ref().map_or(index, |old| old.created);
+            *place = Some(Stored { created, revision: index, value: Arc::new(value) });
+        }
         match object {
-            Object::Cluster(cluster) => {
-                let created = self.cluster.as_ref().map_or(index, |old| old.created);
-                self.cluster = Some(Stored { created, revision: index, value: Arc::new(cluster) });
-            }
+            Object::Cluster(cluster) => store_one(&mut self.cluster, index, cluster),
             Object::Node(node) => store(&mut self.nodes, node.id, index, node),
             Object::Service(service) => store(&mut self.services, service.id, index, service),
             Object::Spec(version) => store(&mut self.specs, (version.service, version.number), index, version),
             Object::Task(task) => store(&mut self.tasks, task.id, index, task),
+            Object::Turn(turn) => store_one(&mut self.turn, index, turn),
         }
     }
 
@@ -256,6 +266,7 @@ impl State {
             Key::Service(id) => drop(self.services.remove(&id)),
             Key::Spec(id, number) => drop(self.specs.remove(&(id, number))),
             Key::Task(id) => drop(self.tasks.remove(&id)),
+            Key::Turn => self.turn = None,
         }
     }
 }

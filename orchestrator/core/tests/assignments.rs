@@ -6,6 +6,7 @@ mod support;
 
 use orchestrator_core::{
     assignment::{Assignment, assign},
+    members::Members,
     model::*,
 };
 use support::Cluster;
@@ -17,7 +18,7 @@ fn cluster(script: &str) -> Cluster {
 }
 
 fn told(cluster: &Cluster, node: &str) -> Assignment {
-    assign(&cluster.state, &cluster.live, cluster.node_id(node), 1)
+    assign(&cluster.state, &cluster.live, cluster.node_id(node), 1, &Members::default())
 }
 
 /// Tasks by name, with what is asked of them.
@@ -38,7 +39,8 @@ fn backends(cluster: &Cluster, node: &str) -> (Vec<String>, Vec<String>) {
     let mut all: Vec<_> = assignment.services.values().flat_map(|service| &service.backends).collect();
     all.sort_by_key(|backend| cluster.state.tasks[&backend.task].slot);
     let name = |task: TaskId| cluster.state.task_name(&cluster.state.tasks[&task]);
-    let (active, draining): (Vec<_>, Vec<_>) = all.into_iter().partition(|backend| backend.active);
+    let here = cluster.node_id(node);
+    let (active, draining): (Vec<_>, Vec<_>) = all.into_iter().partition(|backend| backend.is_open_to(here));
     let names = |backends: Vec<&_>| {
         backends
             .into_iter()

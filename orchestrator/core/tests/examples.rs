@@ -527,6 +527,183 @@ fn draining_moves_tasks_once_they_have_ended() {
 }
 
 #[test]
+fn ten_replicas_are_spread_evenly_over_five_nodes() {
+    check(
+        "
+        node a
+        node b
+        node c
+        node d
+        node e
+        service web replicas=10
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        + web.10/a: v1, on e
+        + web.2/a: v1, on b
+        + web.3/a: v1, on c
+        + web.4/a: v1, on d
+        + web.5/a: v1, on e
+        + web.6/a: v1, on a
+        + web.7/a: v1, on b
+        + web.8/a: v1, on c
+        + web.9/a: v1, on d
+        ",
+    );
+}
+
+#[test]
+fn a_start_first_service_is_moved_off_a_drained_node_without_falling_below_its_replicas() {
+    check(
+        "
+        node a
+        node b
+        node c
+        service web replicas=2 start-first
+        plan
+        all running
+        drain b
+        plan
+        web.2/b starting
+        plan
+        web.2/b running
+        plan
+        web.2/a shutdown
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        + web.2/a: v1, on b
+        --
+        + web.2/b: v1, on c
+        --
+        --
+        ~ web.2/a: shutdown
+        --
+        ~ web.2/a: shutdown
+        ",
+    );
+}
+
+#[test]
+fn a_move_that_is_called_off_leaves_the_task_that_serves() {
+    check(
+        "
+        node a
+        node b
+        service web start-first
+        plan
+        all running
+        drain a
+        plan
+        activate a
+        plan
+        drain a
+        plan
+        all running
+        activate a
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        + web.1/b: v1, on b
+        --
+        ~ web.1/b: shutdown
+        --
+        + web.1/c: v1, waits
+        ? web.1/c: waits for the end of task web.1/b
+        wake in 70 s
+        --
+        - web.1/c
+        ",
+    );
+}
+
+#[test]
+fn a_successor_that_fails_is_tried_again_after_the_delay_while_the_old_task_serves() {
+    check(
+        "
+        node a
+        node b
+        service web start-first
+        plan
+        all running
+        drain a
+        plan
+        web.1/b failed 1
+        plan
+        time 5
+        plan
+        web.1/c running
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        + web.1/b: v1, on b
+        --
+        ~ web.1/b: failed
+        ? web.1/b: waits for the restart delay
+        wake in 5 s
+        --
+        ~ web.1/b: shutdown
+        + web.1/c: v1, on b
+        --
+        ~ web.1/a: shutdown
+        ",
+    );
+}
+
+#[test]
+fn a_node_that_dies_while_it_is_drained_keeps_nothing() {
+    check(
+        "
+        node a
+        node b
+        service web start-first
+        plan
+        all running
+        drain a
+        plan
+        down a
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        + web.1/b: v1, on b
+        --
+        ~ web.1/a: shutdown
+        wake in 86400 s
+        ",
+    );
+}
+
+#[test]
+fn the_tasks_of_a_removed_node_are_replaced() {
+    check(
+        "
+        node a
+        node b
+        service web replicas=2 start-first
+        plan
+        all running
+        leave b
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        + web.2/a: v1, on b
+        --
+        ~ web.2/a: shutdown, orphaned
+        + web.2/b: v1, on a
+        ",
+    );
+}
+
+#[test]
 fn a_task_that_does_not_end_holds_up_its_successor_for_its_grace_period_and_a_minute() {
     check(
         "

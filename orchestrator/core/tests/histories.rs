@@ -8,6 +8,7 @@ use orchestrator_core::{
     assignment::{Assignment, assign},
     find::find_service,
     intent,
+    members::Members,
     model::*,
     plan::{Plan, plan},
     state::{Applied, Entry, State},
@@ -164,9 +165,12 @@ impl World {
         for number in 0..NODES {
             let id = node_id(number);
             let entry = if number == 0 {
-                intent::init_cluster(&world.state, ClusterId(99), node(id), now).unwrap()
+                let ca = Ca { certificate: vec![], key: Secret(vec![]) };
+                let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+                intent::init_cluster(&world.state, ClusterId(99), node(id), ca, tokens, Settings::default(), now)
+                    .unwrap()
             } else {
-                intent::put_node(&world.state, node(id), now).unwrap().unwrap()
+                intent::join_node(&world.state, node(id), Role::Worker, now).unwrap().unwrap()
             };
             world.apply(&entry);
             let skew = [0, 3_600_000, -3_600_000, 40][usize::from(number)];
@@ -276,7 +280,7 @@ impl World {
         if !node.up || !self.state.nodes.contains_key(&id) {
             return;
         }
-        let assignment = assign(&self.state, &self.live, id, self.term);
+        let assignment = assign(&self.state, &self.live, id, self.term, &Members::default());
         if node.assignment.as_ref().is_none_or(|old| assignment.supersedes(old)) {
             node.assignment = Some(assignment);
         }
@@ -324,6 +328,8 @@ impl World {
             term,
             revision,
             description: NodeDescription::default(),
+            raft: None,
+            lost_log: None,
             tasks: node.tasks.clone(),
             held_ports: vec![],
         };
@@ -346,7 +352,7 @@ impl World {
     fn set_availability(&mut self, id: NodeId, availability: Availability) {
         let Some(node) = self.state.nodes.get(&id) else { return };
         let wish = intent::NodeWish { role: node.role, availability, labels: node.labels.clone() };
-        let entry = intent::update_node(&self.state, id, node.revision, wish, self.now).unwrap();
+        let entry = intent::update_node(&self.state, &self.live, id, node.revision, wish, self.now).unwrap();
         assert!(self.apply(&entry));
     }
 
@@ -394,7 +400,7 @@ impl World {
                 Mode::Replicated { replicas } => replicas as usize..=replicas as usize,
                 Mode::Global => places..=places,
             };
-            let running: BTreeSet<Slot> = self
+            let running: Vec<Slot> = self
                 .state
                 .tasks
                 .values()
@@ -406,6 +412,8 @@ impl World {
                 })
                 .map(|task| task.slot)
                 .collect();
+            let slots: BTreeSet<Slot> = running.iter().copied().collect();
+            assert_eq!(slots.len(), running.len(), "one task of each slot runs: {:?}", self.state);
             assert!(
                 wanted.contains(&running.len()),
                 "{} has other than the wanted slots: {:?}",
@@ -435,6 +443,7 @@ fn node(id: NodeId) -> Node {
         id,
         hostname: format!("n{}", id.0),
         role: Role::Manager,
+        raft_id: None,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: NodeDescription::default(),
@@ -468,6 +477,8 @@ fn spec(name: usize, flavour: &Flavour) -> ServiceSpec {
         rollback: UpdateConfig { on_failure: FailureAction::Pause, ..update },
         update,
         endpoint: EndpointSpec { mode: EndpointMode::Vip, ports: published.map(port).into_iter().collect() },
+        on_disconnect: None,
+        disconnect_grace: None,
     })
     .unwrap()
 }

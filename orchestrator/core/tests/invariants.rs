@@ -58,3 +58,26 @@ fn two_services_do_not_publish_one_port() {
     assert_eq!(said.len(), 1);
     assert!(said[0].to_string().ends_with("both publish port 8080/tcp"), "{}", said[0]);
 }
+
+#[test]
+fn managers_have_numbers_of_their_own_and_no_member_was_removed() {
+    let with = |change: fn(&mut Node), at: usize| {
+        let mut cluster = Cluster::new();
+        cluster.run("node a\nnode b");
+        let node = cluster.state.nodes.values_mut().nth(at).unwrap();
+        change(Arc::make_mut(&mut node.value));
+        cluster.state.check().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(with(|_| {}, 0), "");
+    assert!(with(|node| node.role = Role::Worker, 0).ends_with("is a Worker with raft id Some(1)"));
+    assert!(with(|node| node.raft_id = None, 0).ends_with("is a Manager with raft id None"));
+    assert!(with(|node| node.raft_id = Some(1), 1).ends_with("which is another's or not given out yet"));
+    assert!(with(|node| node.raft_id = Some(3), 1).ends_with("which is another's or not given out yet"));
+
+    let mut cluster = Cluster::new();
+    cluster.run("node a");
+    let (id, until) = (cluster.node_id("a"), cluster.now + Millis(1));
+    let object = &mut cluster.state.cluster.as_mut().unwrap().value;
+    Arc::make_mut(object).removed.insert(id, until);
+    assert!(cluster.state.check()[0].to_string().ends_with("was removed and is a member"));
+}

@@ -4,14 +4,17 @@
 #![cfg(test)]
 
 use orchestrator_core::{
-    assignment::{AssignedBackend, AssignedService, AssignedTask, Assignment},
+    assignment::{AssignedBackend, AssignedService, AssignedTask, Assignment, Membership},
     model::*,
     state::{Action, Change, Entry, Guard, Key, Object, State},
     wire::{self, HEADER_LEN, Header, Kind, Message, WireError},
 };
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+};
 
 #[track_caller]
 fn check_golden<M: Message + PartialEq + Debug>(message: &M, golden: &str) {
@@ -48,6 +51,8 @@ fn spec() -> ServiceSpec {
         update: UpdateConfig::default(),
         rollback: UpdateConfig::default(),
         endpoint: EndpointSpec { mode: EndpointMode::Vip, ports: vec![port()] },
+        on_disconnect: Some(OnDisconnect::Stop),
+        disconnect_grace: Some(Millis(20_000)),
     })
     .unwrap()
 }
@@ -77,7 +82,16 @@ fn description() -> NodeDescription {
         version: "0.1.0".into(),
         labels: BTreeMap::new(),
         address: "10.0.0.1".into(),
+        port: 2377,
     }
+}
+
+fn cluster() -> Cluster {
+    let ca = Ca { certificate: vec![0x30, 0x82], key: Secret(vec![0x30]) };
+    let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+    let settings = Settings { labels: BTreeMap::from([("site".into(), "barn".into())]), ..Settings::default() };
+    let removed = BTreeMap::from([(NodeId(9), UnixMillis(300))]);
+    Cluster { removed, ..Cluster::new(ClusterId(1), ca, tokens, settings, UnixMillis(1)) }
 }
 
 fn entry() -> Entry {
@@ -85,6 +99,7 @@ fn entry() -> Entry {
         id: NodeId(2),
         hostname: "pi".into(),
         role: Role::Manager,
+        raft_id: Some(1),
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: description(),
@@ -112,11 +127,12 @@ fn entry() -> Entry {
         at: UnixMillis(1_700_000_000_000),
         reads: vec![Guard { key: Key::Spec(ServiceId(3), 1), expect: 9 }],
         changes: vec![
-            put(Object::Cluster(Cluster { id: ClusterId(1), created_at: UnixMillis(1), task_history: 5 })),
+            put(Object::Cluster(cluster())),
             put(Object::Node(node)),
             put(Object::Service(service)),
             put(Object::Spec(SpecVersion { service: ServiceId(3), number: 1, spec: spec().into() })),
             put(Object::Task(task())),
+            put(Object::Turn(Turn)),
             Change { expect: 300, action: Action::Delete(Key::Task(TaskId(5))) },
         ],
     }
@@ -132,13 +148,28 @@ fn state() -> State {
 }
 
 fn assignment() -> Assignment {
-    let backend =
-        AssignedBackend { task: TaskId(4), node: NodeId(2), index: 2, slots: vec![(port(), 7)], active: true };
+    let backend = AssignedBackend {
+        task: TaskId(4),
+        node: NodeId(2),
+        index: 2,
+        slots: vec![(port(), 7)],
+        ending: false,
+        up: true,
+    };
     Assignment {
         node: NodeId(2),
         term: 3,
         revision: 200,
         edition: 4,
+        membership: Membership {
+            role: Role::Manager,
+            raft_id: Some(1),
+            managers: BTreeMap::from([(NodeId(2), "10.0.0.1:2377".into())]),
+            heartbeat: Millis(1000),
+            down_after: Millis(5000),
+            cert_validity: Millis(3_600_000),
+            ca: vec![0x30, 0x82],
+        },
         tasks: BTreeMap::from([(
             TaskId(4),
             AssignedTask {
@@ -148,13 +179,14 @@ fn assignment() -> Assignment {
                 spec: spec().into_parts().task,
                 desired: Desired::Shutdown,
                 index: 2,
+                on_disconnect: Some(Millis(20_000)),
             },
         )]),
         history: BTreeSet::from([TaskId(1)]),
-        services: BTreeMap::from([(
+        services: Arc::new(BTreeMap::from([(
             ServiceId(3),
             AssignedService { name: "web".into(), ports: vec![port()], backends: vec![backend] },
-        )]),
+        )])),
     }
 }
 
@@ -171,6 +203,8 @@ fn report() -> Report {
         term: 3,
         revision: 200,
         description: description(),
+        raft: Some(1),
+        lost_log: None,
         tasks: BTreeMap::from([(TaskId(4), task)]),
         held_ports: vec![HeldPort { protocol: Protocol::Udp, port: 53, holder: "dnsmasq (12)".into() }],
     }
@@ -181,12 +215,14 @@ fn an_entry_has_these_bytes() {
     check_golden(
         &entry(),
         "
-        010001130100001b4f02b280d095ffbc310103030109060000000101050000010202706901000001056c696e75780561
-        726d363402763880d0acf30e808080800405302e312e30000831302e302e302e31010000020303776562010000010201
-        0050903f00010200010102026f6b00000303010377656201016b01760003076e67696e783a3100000103413d31000000
-        000001052f646174610102018020ff070000000000904e0000000000000001020474727565b0ea01b0ea010300882700
-        000000008080c002020000000000028827000001106e6f64652e6c6162656c732e7a6f6e650101610000000001000088
-        2700000100008827000000010050903f000000040403000101e8070102020107000102d00f01010178ac02010405
+        01000163010000ac05c7a180d095ffbc31010303010907000000010105e807882780b0f1fb1c01047369746504626172
+        6e020230820130010101010101010101010101010101010202020202020202020202020202020280b0f1fb1c0109ac02
+        00000102027069010101000001056c696e75780561726d363402763880d0acf30e808080800405302e312e3000083130
+        2e302e302e31c9120100000203037765620100000102010050903f00010200010102026f6b0000030301037765620101
+        6b01760003076e67696e783a3100000103413d31000000000001052f646174610102018020ff070000000000904e0000
+        000000000001020474727565b0ea01b0ea010300882700000000008080c002020000000000028827000001106e6f6465
+        2e6c6162656c732e7a6f6e6501016100000000010000882700000100008827000000010050903f00010101a09c010000
+        040403000101e8070102020107000102d00f01010178000005ac02010405
         ",
     );
 }
@@ -196,12 +232,14 @@ fn a_state_has_these_bytes() {
     check_golden(
         &state(),
         "
-        02000108010000b05e926301010101010105010201010202706901000001056c696e75780561726d363402763880d0ac
-        f30e808080800405302e312e30000831302e302e302e31010103010103037765620100000102010050903f0001020001
-        0102026f6b010301010103010377656201016b01760003076e67696e783a3100000103413d31000000000001052f6461
-        74610102018020ff070000000000904e0000000000000001020474727565b0ea01b0ea010300882700000000008080c0
-        02020000000000028827000001106e6f64652e6c6162656c732e7a6f6e65010161000000000100008827000001000088
-        27000000010050903f00010401010403000101e8070102020107000102d00f01010178
+        02000158010000c622b4c701010101010105e807882780b0f1fb1c010473697465046261726e02023082013001010101
+        0101010101010101010101010202020202020202020202020202020280b0f1fb1c0109ac020102010102027069010101
+        000001056c696e75780561726d363402763880d0acf30e808080800405302e312e30000831302e302e302e31c9120101
+        03010103037765620100000102010050903f00010200010102026f6b010301010103010377656201016b01760003076e
+        67696e783a3100000103413d31000000000001052f646174610102018020ff070000000000904e000000000000000102
+        0474727565b0ea01b0ea010300882700000000008080c002020000000000028827000001106e6f64652e6c6162656c73
+        2e7a6f6e6501016100000000010000882700000100008827000000010050903f00010101a09c01010401010403000101
+        e8070102020107000102d00f01010178010101
         ",
     );
 }
@@ -211,10 +249,11 @@ fn an_assignment_has_these_bytes() {
     check_golden(
         &assignment(),
         "
-        03000198000000bb5702720203c80104010403037765620102076e67696e783a3100000103413d31000000000001052f
-        646174610102018020ff070000000000904e0000000000000001020474727565b0ea01b0ea0103008827000000000080
-        80c002020000000000028827000001106e6f64652e6c6162656c732e7a6f6e6501016100000000010201010103037765
-        62010050903f0001040202010050903f000701
+        030001bb0000005aa4c9030203c8010401010101020d31302e302e302e313a32333737e807882780dddb010230820104
+        03037765620102076e67696e783a3100000103413d31000000000001052f646174610102018020ff070000000000904e
+        0000000000000001020474727565b0ea01b0ea010300882700000000008080c002020000000000028827000001106e6f
+        64652e6c6162656c732e7a6f6e6501016100000000010201a09c010101010303776562010050903f0001040202010050
+        903f00070001
         ",
     );
 }
@@ -224,8 +263,8 @@ fn a_report_has_these_bytes() {
     check_golden(
         &report(),
         "
-        0400014d00000070d641980203c80101056c696e75780561726d363402763880d0acf30e808080800405302e312e3000
-        0831302e302e302e31010407050773746172746564014d000101350c646e736d6173712028313229
+        04000152000000b556feea0203c80101056c696e75780561726d363402763880d0acf30e808080800405302e312e3000
+        0831302e302e302e31c912010100010407050773746172746564014d000101350c646e736d6173712028313229
         ",
     );
 }

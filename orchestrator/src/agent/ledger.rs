@@ -57,6 +57,20 @@ impl Ledger {
         }
     }
 
+    /// Forgets the assignment: the node is no member any more.
+    ///
+    /// # Errors
+    /// The disk is broken or read-only.
+    pub fn remove(&self) -> Result<(), LedgerError> {
+        let path = self.dir.join(FILE);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(LedgerError { action: "removing", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Replaces the assignment; after this returns, it is on the disk.
     ///
     /// # Errors

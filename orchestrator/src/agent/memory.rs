@@ -3,8 +3,8 @@
 
 use crate::clock;
 use orchestrator_core::{
-    model::{TaskId, UnixMillis},
-    node::{Failure, Observed, Stopping},
+    model::{RestartPolicy, TaskId, UnixMillis},
+    node::{self, Failure, Observed, Stopping},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +25,7 @@ struct Note {
     busy: bool,
     stopping: Option<Stopping>,
     failure: Option<Failure>,
+    restarts: Vec<UnixMillis>,
     /// Gives up the steps under way.
     abort: Option<AbortHandle>,
     /// The steps only download now, so they may be given up.
@@ -38,6 +39,14 @@ impl Memory {
         let note = notes.entry(task).or_insert_with(|| Note { begun: clock::now(), ..Note::default() });
         note.busy = true;
         note.activity.clear();
+    }
+
+    /// The task ended and is started again: how it ended counts no more.
+    pub(super) fn restart(&self, task: TaskId, policy: &RestartPolicy) {
+        let mut notes = self.lock();
+        let note = notes.entry(task).or_insert_with(|| Note { begun: clock::now(), ..Note::default() });
+        (note.failure, note.stopping) = (None, None);
+        node::note_restart(&mut note.restarts, policy, clock::now());
     }
 
     /// The steps of the task are under way and can be given up by `abort`.
@@ -112,6 +121,7 @@ impl Memory {
             seen.begun = Some(note.begun);
             seen.stopping = note.stopping;
             seen.failure.clone_from(&note.failure);
+            seen.restarts.clone_from(&note.restarts);
         }
     }
 

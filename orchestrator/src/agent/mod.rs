@@ -2,11 +2,11 @@
 //! replicated state; it hears assignments and tells reports.
 //!
 //! ```text
-//!   session ──► newest assignment ──► ledger (disk)
+//!   wire ─────► newest assignment ──► ledger (disk)
 //!                     │
 //!   kernel ──► observe ──► reconcile ──► chains of steps, one task each, side by side
 //!                     │                  forwarding and names, whole, when they differ
-//!                     └──► report ──► session
+//!                     └──► report ──► wire
 //! ```
 //! Every event (a container ended, a link changed, a chain is done, time is up) only means "look again".
 
@@ -23,15 +23,12 @@ pub use execute::task_name;
 pub use ledger::{Ledger, LedgerError};
 pub use volumes::{VolumeError, Volumes};
 
-use crate::{
-    clock,
-    transport::{Message, Session},
-};
+use crate::clock;
 use execute::Chain;
 use memory::Memory;
 use orchestrator_core::{
     assignment::Assignment,
-    model::{Desired, NodeDescription, NodeId, Report},
+    model::{Desired, NodeDescription, NodeId, Report, UnixMillis},
     node::{self, Observed},
 };
 use std::{
@@ -41,8 +38,8 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-/// Time between two signs of life to the leader.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Pause after the kernel could not be read.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Time after which the kernel is read again though nothing was heard: what events miss is mended this late at the latest.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -56,11 +53,23 @@ const GATHER: Duration = Duration::from_millis(5);
 /// The agent of one node.
 pub struct Agent {
     node: NodeId,
-    description: NodeDescription,
     drivers: Drivers,
     ledger: Ledger,
     memory: Arc<Memory>,
     view: watch::Sender<View>,
+}
+
+/// The agent's end of whatever connects it with the leader. It lasts as long as the agent: leaders come and go behind it.
+#[derive(Debug)]
+pub struct Wire {
+    /// The newest assignment that was heard of.
+    pub assignments: watch::Receiver<Option<Arc<Assignment>>>,
+    /// The newest report; it is complete, so whoever carries it needs no older one.
+    pub reports: watch::Sender<Option<Arc<Report>>>,
+    /// Since when no manager has been heard of; `None` while there is contact.
+    pub cut_off: watch::Receiver<Option<UnixMillis>>,
+    /// What the node says of itself.
+    pub description: watch::Receiver<NodeDescription>,
 }
 
 /// What the agent knows, for the API.
@@ -75,33 +84,20 @@ pub struct View {
 impl Agent {
     /// An agent for `node`; its view can be watched from the start.
     #[must_use]
-    pub fn new(
-        node: NodeId,
-        description: NodeDescription,
-        drivers: Drivers,
-        ledger: Ledger,
-        view: watch::Sender<View>,
-    ) -> Self {
-        Self { node, description, drivers, ledger, memory: Arc::default(), view }
+    pub fn new(node: NodeId, drivers: Drivers, ledger: Ledger, view: watch::Sender<View>) -> Self {
+        Self { node, drivers, ledger, memory: Arc::default(), view }
     }
 
-    /// Runs until `session` is closed or the task is dropped. Containers do not notice either.
-    pub async fn run(self, mut session: Session) {
+    /// Runs until the other end of `wire` is gone or the task is dropped. Containers do not notice either.
+    pub async fn run(self, mut wire: Wire) {
         let mut assignment = self.recall();
         let mut kept = true;
         let mut chains = JoinSet::new();
         let mut containers = self.drivers.runtime.changes();
         let mut links = self.drivers.network.changes();
-        let mut last_report = None;
         let mut mended_at = None::<Instant>;
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if session.assignments.has_changed().unwrap_or(false) {
-                // A new leader knows nothing of this node: tell it all.
-                last_report = None;
-            }
-            if let Some(new) = session.assignments.borrow_and_update().clone() {
+            if let Some(new) = wire.assignments.borrow_and_update().clone() {
                 self.accept(&mut assignment, new, &mut kept);
             }
             if let Some(current) = &assignment
@@ -109,52 +105,49 @@ impl Agent {
             {
                 kept = self.keep(current);
             }
+            let cut_off = *wire.cut_off.borrow_and_update();
+            let description = wire.description.borrow_and_update().clone();
             let mut look_again_in = RESYNC;
-            if let Some(current) = &assignment {
-                let mend = mended_at.is_none_or(|at| at.elapsed() >= MEND);
-                if mend {
-                    mended_at = Some(Instant::now());
-                }
-                match self.step(current, &mut chains, mend).await {
-                    Ok((report, wake_in)) => {
-                        look_again_in = look_again_in.min(wake_in);
-                        if last_report.as_ref() != Some(&report) {
-                            let _closed = session.reports.send(Message::Report(Box::new(report.clone()))).await;
-                            last_report = Some(report);
+            let report = match &assignment {
+                Some(current) => {
+                    let mend = mended_at.is_none_or(|at| at.elapsed() >= MEND);
+                    if mend {
+                        mended_at = Some(Instant::now());
+                    }
+                    match self.step(current, cut_off, description, &mut chains, mend).await {
+                        Ok((report, wake_in)) => {
+                            look_again_in = look_again_in.min(wake_in);
+                            Some(report)
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = format!("{error:#}"), "the node could not be looked at");
+                            look_again_in = RETRY;
+                            None
                         }
                     }
-                    Err(error) => {
-                        tracing::warn!(error = format!("{error:#}"), "the node could not be looked at");
-                        look_again_in = HEARTBEAT;
-                    }
                 }
-            } else if last_report.is_none() {
-                let report = self.report(0, 0);
-                let _closed = session.reports.send(Message::Report(Box::new(report.clone()))).await;
-                last_report = Some(report);
+                None => Some(self.report(0, 0, description)),
+            };
+            if let Some(report) = report {
+                wire.reports.send_if_modified(|told| {
+                    let new = told.as_deref() != Some(&report);
+                    if new {
+                        *told = Some(Arc::new(report));
+                    }
+                    new
+                });
             }
-            let look_again = tokio::time::sleep(look_again_in);
-            tokio::pin!(look_again);
-            loop {
-                tokio::select! {
-                    changed = session.assignments.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        // A new leader knows nothing of this node: tell it all.
-                        last_report = None;
-                        break;
-                    }
-                    _ = containers.changed() => break,
-                    _ = links.changed() => break,
-                    Some(_) = chains.join_next() => break,
-                    () = &mut look_again => break,
-                    _ = heartbeat.tick() => {
-                        if session.reports.send(Message::Heartbeat(self.node)).await.is_err() {
-                            return;
-                        }
-                    }
-                }
+            let ended = tokio::select! {
+                changed = wire.assignments.changed() => changed.is_err(),
+                changed = wire.cut_off.changed() => changed.is_err(),
+                changed = wire.description.changed() => changed.is_err(),
+                _ = containers.changed() => false,
+                _ = links.changed() => false,
+                Some(_) = chains.join_next() => false,
+                () = tokio::time::sleep(look_again_in) => false,
+            };
+            if ended {
+                return;
             }
             tokio::time::sleep(GATHER).await;
             while chains.try_join_next().is_some() {}
@@ -199,6 +192,8 @@ impl Agent {
     async fn step(
         &self,
         assignment: &Arc<Assignment>,
+        cut_off: Option<UnixMillis>,
+        description: NodeDescription,
         chains: &mut JoinSet<()>,
         mend: bool,
     ) -> anyhow::Result<(Report, Duration)> {
@@ -207,6 +202,7 @@ impl Agent {
         let mut look = observe::look(&self.drivers, assignment).await?;
         self.memory.abort_fetches(|task| assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run));
         self.memory.add_to(&mut look.observed, &assigned, &busy_before);
+        look.observed.cut_off_since = cut_off;
 
         let links = look.observed.tasks.values().filter_map(|seen| Some(seen.attached.as_ref()?.ifindex)).collect();
         if mend && let Err(error) = self.drivers.mend(&look.strays, links).await {
@@ -214,14 +210,20 @@ impl Agent {
         }
         let now = clock::now();
         let mut forwarding_failed = false;
-        let table = node::forwarding(assignment, &look.observed);
+        let table = node::forwarding(assignment, &look.observed, now);
         if let Err(error) = self.drivers.forward(table, &mut look).await {
             tracing::warn!(error = format!("{error:#}"), "forwarding could not be brought up to date");
             forwarding_failed = true;
         }
-        self.drivers.resolve(&node::names(assignment, &look.observed));
+        self.drivers.resolve(&node::names(assignment, &look.observed, now));
 
         let work = node::reconcile(assignment, &look.observed, now);
+        for task in work.restarts {
+            if let Some(assigned) = assignment.tasks.get(&task) {
+                tracing::info!(%task, service = assigned.service_name, "started again, as no manager is heard that would replace it");
+                self.memory.restart(task, &assigned.spec.restart);
+            }
+        }
         for (task, ops) in work.tasks {
             self.memory.begin(task);
             look.observed.tasks.entry(task).or_default().busy = true;
@@ -230,21 +232,23 @@ impl Agent {
             self.memory.started(task, abort);
         }
 
-        let mut report = self.report(assignment.term, assignment.revision);
+        let mut report = self.report(assignment.term, assignment.revision, description);
         report.tasks = node::report(assignment, &look.observed, now);
         report.held_ports = look.held_ports;
         let wake_in = work.wake_at.map_or(RESYNC, |at| Duration::from_millis(at.since(now).0));
-        let wake_in = if forwarding_failed { wake_in.min(HEARTBEAT) } else { wake_in };
+        let wake_in = if forwarding_failed { wake_in.min(RETRY) } else { wake_in };
         self.view.send_replace(View { assignment: Some(assignment.clone()), observed: Arc::new(look.observed) });
         Ok((report, wake_in))
     }
 
-    fn report(&self, term: u64, revision: u64) -> Report {
+    fn report(&self, term: u64, revision: u64, description: NodeDescription) -> Report {
         Report {
             node: self.node,
             term,
             revision,
-            description: self.description.clone(),
+            description,
+            raft: None,
+            lost_log: None,
             tasks: Default::default(),
             held_ports: Vec::new(),
         }

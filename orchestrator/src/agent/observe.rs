@@ -83,7 +83,7 @@ pub(super) async fn look(drivers: &Drivers, assignment: &Assignment) -> anyhow::
         }
     }
     let serving = table.serving();
-    Ok(Look { observed: Observed { images, tasks, serving }, table, held_ports, strays })
+    Ok(Look { observed: Observed { images, tasks, serving, cut_off_since: None }, table, held_ports, strays })
 }
 
 /// Published ports of services that this node should forward.

@@ -3,7 +3,7 @@
 use super::node::{Failure, ProposeError};
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderName, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 use orchestrator_core::model::Invalid;
@@ -16,12 +16,17 @@ pub struct ApiError {
     pub status: StatusCode,
     /// What was tried and why it failed.
     pub message: String,
+    /// Nothing was done, because this node does not lead: the request may be tried again at the one that does.
+    pub not_leader: bool,
 }
+
+/// Marks an answer with [`ApiError::not_leader`], from node to node; users' clients never see it.
+pub(super) const NOT_LEADER: HeaderName = HeaderName::from_static("edged-not-leader");
 
 impl ApiError {
     /// Any status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), not_leader: false }
     }
 
     /// 400: the request is wrong.
@@ -50,7 +55,11 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(message = %self.message, "request failed");
         }
-        (self.status, Json(serde_json::json!({ "message": self.message }))).into_response()
+        let mut response = (self.status, Json(serde_json::json!({ "message": self.message }))).into_response();
+        if self.not_leader {
+            response.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("1"));
+        }
+        response
     }
 }
 
@@ -62,10 +71,11 @@ impl From<Failure> for ApiError {
             Failure::Invalid(_) => StatusCode::BAD_REQUEST,
             Failure::Denied(_) => StatusCode::FORBIDDEN,
             Failure::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
-            Failure::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Unavailable(_) | Failure::NotLeader(_) => StatusCode::SERVICE_UNAVAILABLE,
             Failure::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, chain(&failure))
+        let not_leader = matches!(failure, Failure::NotLeader(_));
+        Self { not_leader, ..Self::new(status, chain(&failure)) }
     }
 }
 

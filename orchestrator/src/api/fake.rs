@@ -1,26 +1,31 @@
-//! A cluster of one node in memory, for tests: the real planner over a state that nobody stores, and a node whose
-//! containers start at once. What an image's name says happens to it: `broken` fails, `nginx` runs.
+//! A cluster in memory, for tests: the real planner over a state that nobody stores and all nodes share, and nodes whose
+//! containers start at once. What an image's name says happens to it: `broken` fails, `nginx` runs. Nodes dial each other
+//! through pipes.
 
 use super::{
     App,
     node::{Cluster, *},
     server,
 };
+use crate::pki::{Authority, BadToken, Token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use orchestrator_core::{
-    intent,
+    intent::{self, Refusal},
     model::*,
-    plan::{self, Subject},
-    state::{Applied, Entry, State},
+    plan,
+    state::{Applied, Entry, State, Stored},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -57,11 +62,17 @@ impl Drop for Fake {
 impl Fake {
     /// A node that is part of no cluster.
     pub(crate) async fn bare() -> Self {
+        Self::serve(Daemon::new(Arc::default(), 0))
+    }
+
+    fn serve(daemon: Daemon) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("docker.sock");
-        let daemon = Arc::new(Daemon::new());
+        let daemon = Arc::new(daemon);
         let shutdown = CancellationToken::new();
-        let app = App::new(Arc::clone(&daemon) as _, Arc::clone(&daemon) as _, now, shutdown.clone());
+        let parts = (Arc::clone(&daemon), Arc::clone(&daemon), Arc::clone(&daemon));
+        let app = App::new(parts.0, parts.1, parts.2, now, shutdown.clone());
+        daemon.shared.inner.lock().unwrap().apps.insert(daemon.id, app.clone());
         let listener = server::bind(&socket).unwrap();
         let server = tokio::spawn(server::serve(listener, app));
         let (ticking, stop) = (Arc::clone(&daemon), shutdown.clone());
@@ -69,7 +80,7 @@ impl Fake {
             let mut tick = tokio::time::interval(TICK);
             while !stop.is_cancelled() {
                 tick.tick().await;
-                ticking.settle();
+                ticking.shared.settle();
             }
         });
         Self { daemon, socket, shutdown, server: Some(server), _folder: folder }
@@ -82,33 +93,85 @@ impl Fake {
         fake
     }
 
+    /// Another node beside this one, which is part of no cluster yet.
+    pub(crate) fn neighbour(&self) -> Self {
+        let number = self.daemon.shared.inner.lock().unwrap().apps.len() as u32;
+        Self::serve(Daemon::new(Arc::clone(&self.daemon.shared), number))
+    }
+
+    /// Another node of the cluster.
+    pub(crate) fn joined(&self, role: Role) -> Self {
+        let fake = self.neighbour();
+        fake.daemon.enter(role, Availability::Active, Settings::default()).unwrap();
+        fake
+    }
+
+    /// From now on this node leads, or none.
+    pub(crate) fn set_leader(&self, leader: Option<&Fake>) {
+        self.daemon.shared.inner.lock().unwrap().leader = leader.map(|fake| fake.daemon.id);
+    }
+
+    /// Streams to this node open, but nobody answers them.
+    pub(crate) fn mute(&self) {
+        self.daemon.shared.inner.lock().unwrap().mute.insert(self.daemon.id);
+    }
+
+    /// Whether the other nodes reach this one.
+    pub(crate) fn cut(&self, cut: bool) {
+        let mut inner = self.daemon.shared.inner.lock().unwrap();
+        let id = self.daemon.id;
+        if cut {
+            inner.cut.insert(id)
+        } else {
+            inner.cut.remove(&id)
+        };
+        if let Some(live) = inner.live.nodes.get_mut(&id) {
+            live.ready = !cut;
+        }
+    }
+
     pub(crate) fn host(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
     /// One request; status, headers and body.
     pub(crate) async fn request(&self, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
-        use http_body_util::BodyExt;
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.unwrap();
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-        tokio::spawn(connection);
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "edged")
-            .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
+        exchange(tokio::net::UnixStream::connect(&self.socket).await.unwrap(), method, path, body).await
+    }
+
+    /// What another node answers this one; status and body.
+    pub(crate) async fn ask_as_node(&self, other: &Fake, path: &str) -> (u16, String) {
+        let stream = self.daemon.dial(other.daemon.id).await.unwrap();
+        let (status, _, body) = exchange(stream, "GET", path, "").await;
+        (status, body)
     }
 }
 
+async fn exchange(stream: impl Io + 'static, method: &str, path: &str, body: &str) -> (u16, hyper::HeaderMap, String) {
+    use http_body_util::BodyExt;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "edged")
+        .body(http_body_util::Full::new(Bytes::from(body.to_owned())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// One node.
 pub(crate) struct Daemon {
-    inner: Mutex<Inner>,
-    revision: watch::Sender<u64>,
+    shared: Arc<Shared>,
+    id: NodeId,
+    /// `pi1`, `pi2`, …
+    hostname: String,
+    address: String,
+    member: AtomicBool,
     events: broadcast::Sender<Event>,
     execs: Mutex<Vec<FakeExec>>,
     images: Mutex<Vec<Image>>,
@@ -116,11 +179,27 @@ pub(crate) struct Daemon {
     pub(crate) loaded: Mutex<usize>,
 }
 
+/// What the nodes have in common.
+struct Shared {
+    inner: Mutex<Inner>,
+    revision: watch::Sender<u64>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), revision: watch::channel(0).0 }
+    }
+}
+
+#[derive(Default)]
 struct Inner {
     state: State,
     live: Live,
     reasons: Reasons,
-    node: Option<NodeId>,
+    leader: Option<NodeId>,
+    apps: BTreeMap<NodeId, App>,
+    cut: BTreeSet<NodeId>,
+    mute: BTreeSet<NodeId>,
 }
 
 struct FakeExec {
@@ -130,30 +209,16 @@ struct FakeExec {
     size: Arc<Mutex<Option<TerminalSize>>>,
 }
 
-impl Daemon {
-    fn new() -> Self {
-        let node = Inner { state: State::default(), live: Live::default(), reasons: Reasons::default(), node: None };
-        let daemon = Self {
-            inner: Mutex::new(node),
-            revision: watch::channel(0).0,
-            events: broadcast::channel(64).0,
-            execs: Mutex::new(Vec::new()),
-            images: Mutex::new(Vec::new()),
-            loaded: Mutex::new(0),
-        };
-        daemon.images.lock().unwrap().push(image("nginx:latest"));
-        daemon
-    }
-
-    /// Plans and lets the node do as planned until nothing changes.
+impl Shared {
+    /// Plans and lets the nodes do as planned until nothing changes.
     fn settle(&self) {
         let mut inner = self.inner.lock().unwrap();
         let before = inner.state.revision;
         for _ in 0..50 {
-            let Inner { state, live, node, .. } = &mut *inner;
-            let Some(node) = *node else { return };
-            let Some(known) = live.nodes.get_mut(&node) else { return };
-            for task in state.tasks.values().filter(|task| task.placed.is_some() && task.outcome.is_none()) {
+            let Inner { state, live, .. } = &mut *inner;
+            for task in state.tasks.values().filter(|task| task.outcome.is_none()) {
+                let Some(placed) = &task.placed else { continue };
+                let Some(known) = live.nodes.get_mut(&placed.node) else { continue };
                 let broken =
                     state.task_spec(task).is_some_and(|spec| spec.container.image.as_str().starts_with("broken"));
                 let (now_in, message) = match (task.desired, broken) {
@@ -174,17 +239,16 @@ impl Daemon {
                     _ => drop(known.report.tasks.insert(task.id, report)),
                 }
             }
-            known.report.tasks.retain(|id, _| state.tasks.contains_key(id));
-            known.report.revision = state.revision;
-            let plan = plan::plan(state, live, now());
-            let mut reasons = Reasons::default();
-            for (subject, why) in &plan.reasons {
-                match subject {
-                    Subject::Task(id) => reasons.tasks.entry(*id).or_default().push(why.to_string()),
-                    Subject::Service(id) => reasons.services.entry(*id).or_default().push(why.to_string()),
-                }
+            for (id, known) in &mut live.nodes {
+                known.report.raft = state.nodes.get(id).and_then(|node| node.raft_id);
+                known.report.tasks.retain(|id, _| state.tasks.contains_key(id));
+                known.report.revision = state.revision;
             }
-            inner.reasons = reasons;
+            if state.cluster.is_none() {
+                return;
+            }
+            let plan = plan::plan(state, live, now());
+            inner.reasons = Reasons::of(&plan.reasons);
             let Some(entry) = plan.entry else { break };
             let index = inner.state.revision + 1;
             assert!(matches!(inner.state.apply(index, &entry), Applied::Done { .. }));
@@ -192,6 +256,94 @@ impl Daemon {
         if inner.state.revision != before {
             self.revision.send_replace(inner.state.revision);
         }
+    }
+}
+
+impl Daemon {
+    fn new(shared: Arc<Shared>, number: u32) -> Self {
+        let daemon = Self {
+            shared,
+            id: NodeId::derive(7, 0, number),
+            hostname: format!("pi{}", number + 1),
+            address: format!("10.0.0.{}", number + 5),
+            member: AtomicBool::new(false),
+            events: broadcast::channel(64).0,
+            execs: Mutex::new(Vec::new()),
+            images: Mutex::new(Vec::new()),
+            loaded: Mutex::new(0),
+        };
+        daemon.images.lock().unwrap().push(image("nginx:latest"));
+        daemon
+    }
+
+    fn node(&self, role: Role, availability: Availability) -> Node {
+        Node {
+            id: self.id,
+            hostname: self.hostname.clone(),
+            role,
+            raft_id: None,
+            availability,
+            labels: BTreeMap::new(),
+            description: NodeDescription {
+                platform: Some(Platform { os: "linux".into(), arch: "arm64".into(), variant: String::new() }),
+                nano_cpus: 4_000_000_000,
+                memory_bytes: 4 << 30,
+                version: "0.1.0".into(),
+                labels: BTreeMap::new(),
+                address: self.address.clone(),
+                port: 2377,
+            },
+            created_at: now(),
+        }
+    }
+
+    /// Becomes a member of the cluster that the nodes share, founding it if there is none.
+    fn enter(&self, role: Role, availability: Availability, settings: Settings) -> Result<(), Refusal> {
+        let mut inner = self.shared.inner.lock().unwrap();
+        let node = self.node(role, availability);
+        let description = node.description.clone();
+        let entry = if inner.state.cluster.is_none() {
+            inner.leader = Some(self.id);
+            let ca = Authority::create(ClusterId(7), now()).unwrap();
+            let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+            intent::init_cluster(&inner.state, ClusterId(7), node, ca, tokens, settings, now())?
+        } else {
+            intent::join_node(&inner.state, node, role, now())?.unwrap()
+        };
+        let index = inner.state.revision + 1;
+        assert!(matches!(inner.state.apply(index, &entry), Applied::Done { .. }));
+        let report = Report {
+            node: self.id,
+            term: 1,
+            revision: index,
+            description,
+            raft: Some(1),
+            tasks: BTreeMap::new(),
+            held_ports: Vec::new(),
+        };
+        inner.live.nodes.insert(self.id, NodeLive { ready: true, since: now(), report });
+        self.member.store(true, Ordering::Relaxed);
+        self.shared.revision.send_replace(index);
+        Ok(())
+    }
+
+    fn is_member(&self) -> bool {
+        self.member.load(Ordering::Relaxed)
+    }
+
+    fn check_outside(&self) -> Result<(), Failure> {
+        if self.is_member() {
+            return Err(Failure::Unavailable("This node is already part of a swarm".into()));
+        }
+        Ok(())
+    }
+
+    fn leads(&self) -> bool {
+        self.shared.inner.lock().unwrap().leader == Some(self.id)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.state().cluster.as_ref().unwrap().settings.clone()
     }
 
     pub(crate) fn emit(&self, action: &str) {
@@ -223,73 +375,131 @@ fn image(name: &str) -> Image {
 #[async_trait]
 impl Cluster for Daemon {
     fn state(&self) -> Arc<State> {
-        Arc::new(self.inner.lock().unwrap().state.clone())
+        let inner = self.shared.inner.lock().unwrap();
+        let role = inner.state.nodes.get(&self.id).map(|node| node.role);
+        Arc::new(if role == Some(Role::Manager) { inner.state.clone() } else { State::default() })
     }
     async fn read(&self) -> Result<Arc<State>, Failure> {
+        if !self.leads() {
+            return Err(Failure::NotLeader("another node leads".into()));
+        }
         Ok(self.state())
     }
     fn live(&self) -> Arc<Live> {
-        Arc::new(self.inner.lock().unwrap().live.clone())
+        let leads = self.leads();
+        let inner = self.shared.inner.lock().unwrap();
+        Arc::new(if leads { inner.live.clone() } else { Live::default() })
     }
     async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
+        if !self.leads() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
         let applied = {
-            let mut inner = self.inner.lock().unwrap();
+            let mut inner = self.shared.inner.lock().unwrap();
             let index = inner.state.revision + 1;
             let applied = inner.state.apply(index, &entry);
-            self.revision.send_replace(index);
+            self.shared.revision.send_replace(index);
             applied
         };
-        self.settle();
+        self.shared.settle();
         Ok(applied)
     }
     fn watch(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+        self.shared.revision.subscribe()
     }
     fn reasons(&self) -> Arc<Reasons> {
-        Arc::new(self.inner.lock().unwrap().reasons.clone())
+        Arc::new(self.shared.inner.lock().unwrap().reasons.clone())
     }
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
-        let mut inner = self.inner.lock().unwrap();
-        let id = NodeId::derive(7, 0, 0);
-        let description = NodeDescription {
-            platform: Some(Platform { os: "linux".into(), arch: "arm64".into(), variant: String::new() }),
-            nano_cpus: 4_000_000_000,
-            memory_bytes: 4 << 30,
-            version: "0.1.0".into(),
-            labels: BTreeMap::new(),
-            address: "10.0.0.5".into(),
+        if request.force_new_cluster {
+            let mut inner = self.shared.inner.lock().unwrap();
+            let entry = intent::force_new_cluster(&inner.state, self.id, 1, now()).unwrap();
+            let index = inner.state.revision + 1;
+            inner.state.apply(index, &entry);
+            inner.leader = Some(self.id);
+            return Ok(self.id);
+        }
+        self.check_outside()?;
+        let settings = request.settings.over(Settings::default());
+        self.enter(Role::Manager, request.availability.unwrap_or(Availability::Active), settings)
+            .map_err(|refusal| Failure::Invalid(refusal.to_string()))?;
+        Ok(self.id)
+    }
+    async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
+        self.check_outside()?;
+        let token: Token = request.token.parse().map_err(|error: BadToken| Failure::Invalid(error.to_string()))?;
+        let tokens = self.shared.inner.lock().unwrap().state.cluster.as_ref().map(|cluster| cluster.tokens.clone());
+        let role = match tokens {
+            Some(tokens) if tokens.worker == Secret16(token.secret) => Role::Worker,
+            Some(tokens) if tokens.manager == Secret16(token.secret) => Role::Manager,
+            _ => return Err(Failure::Denied("the token is refused".into())),
         };
-        let node = Node {
-            id,
-            hostname: "pi1".into(),
-            role: Role::Manager,
-            availability: request.availability.unwrap_or(Availability::Active),
-            labels: BTreeMap::new(),
-            description: description.clone(),
-            created_at: now(),
-        };
-        let entry = intent::init_cluster(&inner.state, ClusterId(7), node, now())
-            .map_err(|refusal| Failure::Unavailable(refusal.to_string()))?;
-        inner.state.apply(1, &entry);
-        let report =
-            Report { node: id, term: 1, revision: 1, description, tasks: BTreeMap::new(), held_ports: Vec::new() };
-        inner.live.nodes.insert(id, NodeLive { ready: true, since: now(), report });
-        inner.node = Some(id);
-        self.revision.send_replace(1);
-        Ok(id)
+        self.enter(role, request.availability.unwrap_or(Availability::Active), Settings::default())
+            .map_err(|refusal| Failure::Denied(refusal.to_string()))?;
+        Ok(self.id)
+    }
+    async fn leave(&self, _force: bool) -> Result<(), Failure> {
+        if !self.member.swap(false, Ordering::Relaxed) {
+            return Err(Failure::Unavailable("This node is not part of a swarm".into()));
+        }
+        let mut inner = self.shared.inner.lock().unwrap();
+        inner.live.nodes.get_mut(&self.id).unwrap().ready = false;
+        inner.leader = inner.leader.filter(|leader| *leader != self.id);
+        Ok(())
     }
     fn membership(&self) -> Membership {
-        let inner = self.inner.lock().unwrap();
-        let Some(node) = inner.node else { return Membership::default() };
+        let inner = self.shared.inner.lock().unwrap();
+        if !self.is_member() {
+            return Membership::default();
+        }
+        let managers = inner.state.nodes.values().filter(|node| node.role == Role::Manager);
+        let managers = managers.map(|node| {
+            let reachable = inner.live.nodes.get(&node.id).is_some_and(|live| live.ready);
+            let address = format!("{}:2377", node.description.address);
+            (node.id, ManagerPeer { address, reachable: Some(reachable) })
+        });
         Membership {
             cluster: inner.state.cluster.as_ref().map(|cluster| cluster.id),
-            node: Some(node),
-            role: Some(Role::Manager),
-            leader: Some(node),
-            address: "10.0.0.5".into(),
-            managers: BTreeMap::from([(node, ManagerPeer { address: "10.0.0.5:2377".into(), reachable: Some(true) })]),
+            node: Some(self.id),
+            role: inner.state.nodes.get(&self.id).map(|node| node.role),
+            leader: inner.leader,
+            address: self.address.clone(),
+            managers: managers.collect(),
             error: None,
+            joining: false,
         }
+    }
+}
+
+#[async_trait]
+impl Remote for Daemon {
+    fn leader(&self) -> Leader {
+        let inner = self.shared.inner.lock().unwrap();
+        let role = inner.state.nodes.get(&self.id).map(|node| node.role);
+        match inner.leader {
+            _ if !self.is_member() || role != Some(Role::Manager) => Leader::NotManager,
+            Some(leader) if leader == self.id => Leader::Own,
+            Some(leader) => Leader::Other(leader),
+            None => Leader::None("nobody was elected".into()),
+        }
+    }
+    async fn dial(&self, node: NodeId) -> Result<Box<dyn Io>, Failure> {
+        let inner = self.shared.inner.lock().unwrap();
+        if inner.cut.contains(&node) || inner.cut.contains(&self.id) {
+            return Err(Failure::Unavailable(format!("node {node} does not answer")));
+        }
+        let app = inner.apps.get(&node).ok_or_else(|| Failure::NotFound(format!("node {node} not found")))?;
+        let from = inner.state.nodes[&self.id].role;
+        let (near, far) = tokio::io::duplex(16 << 10);
+        if inner.mute.contains(&node) {
+            tokio::spawn(async move {
+                let _open = far;
+                std::future::pending::<()>().await;
+            });
+            return Ok(Box::new(near));
+        }
+        tokio::spawn(server::serve_stream(app.clone(), far, from));
+        Ok(Box::new(near))
     }
 }
 
@@ -297,7 +507,7 @@ impl Cluster for Daemon {
 impl LocalNode for Daemon {
     async fn info(&self) -> Result<MachineInfo, Failure> {
         Ok(MachineInfo {
-            hostname: "pi1".into(),
+            hostname: self.hostname.clone(),
             cpus: 4,
             memory_bytes: 4 << 30,
             kernel: "6.12.20".into(),
@@ -326,7 +536,7 @@ impl LocalNode for Daemon {
             driver: "macb".into(),
             attachment: "tcx".into(),
             why: "the driver has no native XDP".into(),
-            addresses: vec!["10.0.0.5/24".into()],
+            addresses: vec![format!("{}/24", self.address)],
         }])
     }
     async fn disk_usage(&self) -> Result<DiskUsage, Failure> {
@@ -336,9 +546,9 @@ impl LocalNode for Daemon {
         self.events.subscribe()
     }
     async fn containers(&self) -> Result<Vec<Container>, Failure> {
-        let inner = self.inner.lock().unwrap();
+        let inner = self.shared.inner.lock().unwrap();
         let state = &inner.state;
-        let tasks = state.tasks.values().filter(|task| task.placed.is_some());
+        let tasks = state.tasks.values().filter(|task| task.placed.as_ref().is_some_and(|at| at.node == self.id));
         Ok(tasks
             .map(|task| {
                 let spec = state.task_spec(task).unwrap();
@@ -382,8 +592,11 @@ impl LocalNode for Daemon {
             .collect())
     }
     async fn logs(&self, task: TaskId, query: LogQuery) -> Result<BoxStream<Result<LogLine, Failure>>, Failure> {
-        let state = self.state();
-        let Some(found) = state.tasks.get(&task) else { return Err(Failure::NotFound("no log".into())) };
+        let state = self.shared.inner.lock().unwrap().state.clone();
+        let here = |task: &&Stored<Task>| task.placed.as_ref().is_some_and(|at| at.node == self.id);
+        let Some(found) = state.tasks.get(&task).filter(here) else {
+            return Err(Failure::NotFound("no log".into()));
+        };
         let created = found.created_at.0 * 1_000_000;
         let line = |at: u64, stream, text: String| Ok(LogLine { at, stream, bytes: Bytes::from(text) });
         let mut lines = vec![

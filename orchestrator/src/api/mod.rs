@@ -1,11 +1,14 @@
 //! The HTTP API of a node: Docker's Engine API for cluster and node objects (`docker`), and `/edge/v1` for what Docker has
 //! no words for (`edge`). It decides nothing: it reads [`node::Cluster`] and [`node::LocalNode`], turns wishes into entries
-//! with `orchestrator_core::intent`, and shows what came of them. The daemon calls [`server::serve`].
+//! with `orchestrator_core::intent`, and shows what came of them. What concerns the cluster is answered by its leader, to
+//! which other managers pass it on (`proxy`). The daemon calls [`server::serve`] for users and [`server::serve_stream`] for
+//! other nodes.
 
 pub mod docker;
 pub mod edge;
 pub mod error;
 pub mod node;
+mod proxy;
 pub mod request;
 pub mod server;
 pub mod time;
@@ -17,7 +20,7 @@ mod tests;
 
 use docker::events::EventLog;
 use error::ApiError;
-use node::{Cluster, LocalNode};
+use node::{Cluster, LocalNode, Remote};
 use orchestrator_core::{
     model::UnixMillis,
     state::{Applied, Entry, State},
@@ -32,6 +35,8 @@ pub struct App {
     pub cluster: Arc<dyn Cluster>,
     /// The drivers of this machine.
     pub node: Arc<dyn LocalNode>,
+    /// The way to other nodes.
+    pub remote: Arc<dyn Remote>,
     /// The clock.
     pub now: fn() -> UnixMillis,
     /// What happened, for `GET /events`.
@@ -44,15 +49,16 @@ pub struct App {
 const PROPOSE_ATTEMPTS: u32 = 8;
 
 impl App {
-    /// An API over these two, which stops when `shutdown` is cancelled.
+    /// An API over these, which stops when `shutdown` is cancelled.
     pub fn new(
         cluster: Arc<dyn Cluster>,
         node: Arc<dyn LocalNode>,
+        remote: Arc<dyn Remote>,
         now: fn() -> UnixMillis,
         shutdown: CancellationToken,
     ) -> Self {
         let events = EventLog::new();
-        Self { cluster, node, now, events, shutdown }
+        Self { cluster, node, remote, now, events, shutdown }
     }
 
     /// The state as of now, for a request that needs a cluster.

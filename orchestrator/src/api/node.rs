@@ -1,19 +1,22 @@
-//! The seam between the API and the rest of the daemon: [`Cluster`] is what the replicated side gives, [`LocalNode`] what
-//! the drivers of this machine give. The daemon implements both; the tests of the API bring fakes.
+//! The seam between the API and the rest of the daemon: [`Cluster`] is what the replicated side gives, [`Remote`] the way to
+//! other nodes, [`LocalNode`] what the drivers of this machine give. The daemon implements all; the tests of the API bring
+//! fakes.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use orchestrator_core::{
     model::{
-        Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Signal, TaskId,
+        Availability, ClusterId, Invalid, Live, Millis, NodeId, Platform, Protocol, Role, ServiceId, Settings, Signal,
+        TaskId,
     },
+    plan::{NodeRefusal, Subject, Why},
     state::{Applied, Entry, State},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr, pin::Pin, sync::Arc};
 use tokio::{
-    io::AsyncWrite,
+    io::{AsyncRead, AsyncWrite},
     sync::{broadcast, watch},
 };
 
@@ -44,6 +47,9 @@ pub enum Failure {
     /// Not now: no leader, not a manager, registry down.
     #[error("{0}")]
     Unavailable(String),
+    /// Another node leads, or none: nothing was done, and the same request may be tried again there.
+    #[error("{0}")]
+    NotLeader(String),
     /// Something broke on our side.
     #[error("{what}")]
     Internal {
@@ -70,7 +76,7 @@ pub trait Cluster: Send + Sync + 'static {
     /// The state, at least as new as every change that was acknowledged before the call (linearizable).
     ///
     /// # Errors
-    /// [`Failure::Unavailable`] when this node is no manager or there is no leader.
+    /// [`Failure::NotLeader`] when this node does not lead (any more), [`Failure::Unavailable`] when it is no manager.
     async fn read(&self) -> Result<Arc<State>, Failure>;
 
     /// What nodes reported; empty on nodes that do not lead.
@@ -88,11 +94,28 @@ pub trait Cluster: Send + Sync + 'static {
     /// Why the planner did not do what was asked, as text for people.
     fn reasons(&self) -> Arc<Reasons>;
 
-    /// Makes this node the first manager of a new cluster.
+    /// Makes this node the first manager of a new cluster; with [`InitRequest::force_new_cluster`], the only manager of the
+    /// cluster that it is part of, with all that its store has. Returns when it serves.
     ///
     /// # Errors
-    /// [`Failure::Conflict`] when it is part of one already.
+    /// [`Failure::Unavailable`] when it is part of one already (and nothing is forced), [`Failure::Invalid`] for addresses
+    /// that this machine does not have.
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure>;
+
+    /// Makes this node a member of the cluster that the token belongs to. Returns when it is one; goes on behind the scenes
+    /// when the caller stops waiting ([`Membership::joining`] tells).
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] when it is part of one already or no manager answers, [`Failure::Denied`] when the token is
+    /// refused.
+    async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure>;
+
+    /// Ends this node's membership: its tasks end, its store and keys go. The API has asked already whether the cluster can
+    /// do without this manager.
+    ///
+    /// # Errors
+    /// [`Failure::Unavailable`] when it is part of none, or the cluster cannot be told and `force` is not given.
+    async fn leave(&self, force: bool) -> Result<(), Failure>;
 
     /// Who this node is in the cluster.
     fn membership(&self) -> Membership;
@@ -119,8 +142,42 @@ pub enum ProposeError {
 
 impl From<ProposeError> for Failure {
     fn from(error: ProposeError) -> Self {
-        Failure::Unavailable(error.to_string())
+        match error {
+            ProposeError::NotLeader { .. } => Failure::NotLeader(error.to_string()),
+            ProposeError::NoCluster | ProposeError::Unavailable(_) => Failure::Unavailable(error.to_string()),
+        }
     }
+}
+
+/// A stream of bytes to another node.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// The way to other nodes of the cluster.
+#[async_trait]
+pub trait Remote: Send + Sync + 'static {
+    /// Which node requests for the cluster go to.
+    fn leader(&self) -> Leader;
+
+    /// Opens a stream to the API of another node, which answers it with [`super::server::serve_stream`]. Managers can
+    /// reach every node, workers none.
+    ///
+    /// # Errors
+    /// [`Failure::NotFound`] when no such node is a member, [`Failure::Unavailable`] when it does not answer.
+    async fn dial(&self, node: NodeId) -> Result<Box<dyn Io>, Failure>;
+}
+
+/// Which node requests for the cluster go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// This one.
+    Own,
+    /// Another one.
+    Other(NodeId),
+    /// None at the moment, and why, for people.
+    None(String),
+    /// This node is no manager: a worker, or part of no cluster.
+    NotManager,
 }
 
 /// Why the planner did not do what was asked.
@@ -128,11 +185,33 @@ impl From<ProposeError> for Failure {
 pub struct Reasons {
     /// Why a task is not placed, one line per rule and the nodes that it refused.
     pub tasks: BTreeMap<TaskId, Vec<String>>,
+    /// Why each node refuses a task that no node takes, by its id.
+    pub refusals: BTreeMap<TaskId, Arc<BTreeMap<NodeId, NodeRefusal>>>,
     /// What holds for a service as a whole, for example a paused update.
     pub services: BTreeMap<ServiceId, Vec<String>>,
 }
 
-/// What a new cluster is made with; what is `None` or 0 has the daemon's default.
+impl Reasons {
+    /// The planner's reasons as text.
+    #[must_use]
+    pub fn of(plan: &BTreeMap<Subject, Why>) -> Self {
+        let mut reasons = Self::default();
+        for (subject, why) in plan {
+            match subject {
+                Subject::Task(task) => {
+                    if let Why::NoNode(nodes) = why {
+                        reasons.refusals.insert(*task, Arc::clone(nodes));
+                    }
+                    reasons.tasks.entry(*task).or_default().push(why.to_string());
+                }
+                Subject::Service(service) => reasons.services.entry(*service).or_default().push(why.to_string()),
+            }
+        }
+        reasons
+    }
+}
+
+/// What a new cluster is made with; what is `None` has the daemon's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InitRequest {
     /// Address, with or without port, that others reach this node by.
@@ -141,8 +220,57 @@ pub struct InitRequest {
     pub listen_addr: Option<String>,
     /// Whether tasks may be placed on this node.
     pub availability: Option<Availability>,
+    /// The settings that differ from the defaults.
+    pub settings: SettingsWish,
+    /// Takes over the cluster that this node is part of, alone: the other managers are lost for good.
+    pub force_new_cluster: bool,
+}
+
+/// How a node joins; what is `None` has the daemon's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The token as the user gave it.
+    pub token: String,
+    /// Managers to ask, each with or without port; empty looks for one on the local network.
+    pub addresses: Vec<String>,
+    /// Address, with or without port, that others reach this node by.
+    pub advertise_addr: Option<String>,
+    /// Address, with or without port, that the daemon listens on.
+    pub listen_addr: Option<String>,
+    /// Whether tasks may be placed on this node.
+    pub availability: Option<Availability>,
+}
+
+/// Settings of a cluster that users want changed; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingsWish {
     /// Ended tasks kept per slot.
     pub task_history: Option<u32>,
+    /// Time between two signs of life of a node.
+    pub heartbeat: Option<Millis>,
+    /// How long certificates of nodes are valid.
+    pub cert_validity: Option<Millis>,
+    /// Labels of the cluster.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// Signs of life that may be lost before a node is down, when a user sets the time between two: as in the defaults.
+const MISSED_HEARTBEATS: u64 = 5;
+
+impl SettingsWish {
+    /// These settings with the wishes fulfilled; the time after which a node is down goes with the heartbeat.
+    #[must_use]
+    pub fn over(self, settings: Settings) -> Settings {
+        let heartbeat = self.heartbeat.filter(|wanted| *wanted != settings.heartbeat);
+        Settings {
+            task_history: self.task_history.unwrap_or(settings.task_history),
+            heartbeat: heartbeat.unwrap_or(settings.heartbeat),
+            down_after: heartbeat
+                .map_or(settings.down_after, |every| Millis(every.0.saturating_mul(MISSED_HEARTBEATS))),
+            cert_validity: self.cert_validity.unwrap_or(settings.cert_validity),
+            labels: self.labels.unwrap_or(settings.labels),
+        }
+    }
 }
 
 /// Who this node is in the cluster.
@@ -162,6 +290,8 @@ pub struct Membership {
     pub managers: BTreeMap<NodeId, ManagerPeer>,
     /// What keeps the node from taking part, for people.
     pub error: Option<String>,
+    /// A join or an initialisation is under way.
+    pub joining: bool,
 }
 
 /// Another manager, or this one.

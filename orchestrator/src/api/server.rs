@@ -1,9 +1,17 @@
-//! The server: a unix socket, HTTP/1.1 with limits, and an orderly end. In: an [`App`]. Called by the daemon.
+//! The server: a unix socket for users, streams from other nodes, HTTP/1.1 with limits, and an orderly end. In: an [`App`].
+//! Called by the daemon.
 
-use super::{App, docker, edge, error::ApiError};
-use axum::{Router, body::Body, http::Request, response::IntoResponse, routing::any};
+use super::{App, docker, edge, error::ApiError, proxy};
+use axum::{
+    Router,
+    body::Body,
+    http::Request,
+    response::{IntoResponse, Response},
+    routing::any,
+};
 use hyper::{
-    Uri,
+    StatusCode, Uri,
+    body::Incoming,
     server::conn::http1,
     service::{Service, service_fn},
 };
@@ -11,6 +19,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use orchestrator_core::model::Role;
 use std::{
     convert::Infallible,
     io,
@@ -18,7 +27,10 @@ use std::{
     path::Path,
     time::Duration,
 };
-use tokio::net::UnixListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixListener,
+};
 use tokio_util::task::TaskTracker;
 
 /// A client has this long to send its request's head; hyper's own default, which slow clients on a board never come near.
@@ -85,12 +97,12 @@ fn group_id(name: &str) -> Option<u32> {
     })
 }
 
-/// Serves until `app.shutdown` is cancelled, then lets requests finish.
+/// Serves users until `app.shutdown` is cancelled, then lets requests finish.
 pub async fn serve(listener: UnixListener, app: App) {
     let tracker = TaskTracker::new();
     let shutdown = app.shutdown.clone();
     tracker.spawn(docker::events::collect(app.clone()));
-    let service = TowerToHyperService::new(router(app));
+    let answers = Answers::new(app, Origin::User);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -109,27 +121,7 @@ pub async fn serve(listener: UnixListener, app: App) {
             tracing::warn!(limit = CONNECTIONS_MAX, "refused an API connection: too many are open");
             continue;
         }
-        let service = service.clone();
-        let shutdown = shutdown.clone();
-        tracker.spawn(async move {
-            let service = service_fn(move |request| answer(service.clone(), request));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            tokio::pin!(connection);
-            let result = tokio::select! {
-                result = connection.as_mut() => result,
-                () = shutdown.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = result {
-                tracing::debug!(%error, "an API connection broke off");
-            }
-        });
+        tracker.spawn(serve_connection(stream, answers.clone()));
     }
     tracker.close();
     if tokio::time::timeout(SHUTDOWN_GRACE, tracker.wait()).await.is_err() {
@@ -137,23 +129,82 @@ pub async fn serve(listener: UnixListener, app: App) {
     }
 }
 
-type AxumResponse = axum::response::Response;
+/// Answers what another node of the cluster asks over a stream that it dialled, until the stream ends. `from` is the role in
+/// its certificate: only managers may ask. Nothing is passed on to a third node.
+pub async fn serve_stream(app: App, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, from: Role) {
+    serve_connection(stream, Answers::new(app, Origin::Node(from))).await;
+}
 
-/// Takes the version prefix off and lets the router answer.
-async fn answer(
-    router: TowerToHyperService<Router>,
-    mut request: Request<hyper::body::Incoming>,
-) -> Result<AxumResponse, Infallible> {
-    match strip_version(request.uri()) {
-        Ok(Some(uri)) => *request.uri_mut() = uri,
-        Ok(None) => {}
-        Err(error) => return Ok(error.into_response()),
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, answers: Answers) {
+    let shutdown = answers.app.shutdown.clone();
+    let service = service_fn(move |request| {
+        let answers = answers.clone();
+        async move { Ok::<_, Infallible>(answers.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "an API connection broke off");
     }
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let response = router.call(request).await;
-    tracing::debug!(%method, path, status = response.as_ref().map_or(0, |r| r.status().as_u16()), "API request");
-    response
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// A user of this machine.
+    User,
+    /// Another node of the cluster, which has this role.
+    Node(Role),
+}
+
+/// What answers requests. Cheap to clone.
+#[derive(Clone)]
+struct Answers {
+    app: App,
+    router: TowerToHyperService<Router>,
+    origin: Origin,
+}
+
+impl Answers {
+    fn new(app: App, origin: Origin) -> Self {
+        Self { router: TowerToHyperService::new(router(app.clone())), app, origin }
+    }
+
+    /// Takes the version prefix off and has the request answered by the node whose it is.
+    async fn answer(&self, request: Request<Incoming>) -> Response {
+        let mut request = request.map(Body::new);
+        match strip_version(request.uri()) {
+            Ok(Some(uri)) => *request.uri_mut() = uri,
+            Ok(None) => {}
+            Err(error) => return error.into_response(),
+        }
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let local = |request| async {
+            let Ok(response) = self.router.call(request).await;
+            response
+        };
+        let response = match self.origin {
+            Origin::User => proxy::near(&self.app, local, request).await,
+            Origin::Node(Role::Manager) => proxy::far(&self.app, local, request).await,
+            Origin::Node(Role::Worker) => {
+                ApiError::new(StatusCode::FORBIDDEN, "workers may ask nothing of other nodes").into_response()
+            }
+        };
+        tracing::debug!(%method, path, status = response.status().as_u16(), "API request");
+        response
+    }
 }
 
 /// The URI without `/v1.NN`; `None` if it has no such prefix.
@@ -190,7 +241,7 @@ fn router(app: App) -> Router {
         }))
         .method_not_allowed_fallback(|request: Request<Body>| async move {
             ApiError::new(
-                hyper::StatusCode::METHOD_NOT_ALLOWED,
+                StatusCode::METHOD_NOT_ALLOWED,
                 format!("{} is not possible on {}", request.method(), request.uri().path()),
             )
         })

@@ -1,9 +1,10 @@
-//! `edgectl ps`, `inspect`, `stats`, `stop`, `kill`: the containers of this node.
+//! `edgectl ps`, `inspect`, `stats`, `stop`, `kill`: the containers of this node, and by name those of others.
 
 use super::{
     Error, Result,
     client::{Client, filters},
     output::{self, Column, ListFlags, Out, Row, row, short_id},
+    place::Place,
 };
 use crate::api::time;
 use serde_json::{Value, json};
@@ -128,21 +129,23 @@ fn ports(ports: &Value) -> String {
 pub(super) async fn inspect(command: Inspect, client: &Client, out: &mut Out) -> Result {
     let mut objects = Vec::new();
     for container in &command.containers {
-        objects.push(client.get::<Value>(&format!("/containers/{container}/json")).await?);
+        objects.push(Place::find(client, container).await?.1);
     }
     output::inspect(out, command.format.as_deref(), objects)
 }
 
 pub(super) async fn stop(command: Stop, client: &Client, out: &mut Out) -> Result {
     for container in &command.containers {
-        let mut path = format!("/containers/{container}/stop?");
+        let context = |error: Error| error.context(format!("stop {container}"));
+        let (place, _) = Place::find(client, container).await.map_err(context)?;
+        let mut path = place.container("/stop?");
         if let Some(signal) = &command.signal {
             path.push_str(&format!("signal={signal}&"));
         }
         if let Some(timeout) = command.timeout {
             path.push_str(&format!("t={timeout}"));
         }
-        client.post_only(&path, &json!({})).await.map_err(|error| error.context(format!("stop {container}")))?;
+        client.post_only(&path, &json!({})).await.map_err(context)?;
         out.line(container)?;
     }
     Ok(())
@@ -150,8 +153,10 @@ pub(super) async fn stop(command: Stop, client: &Client, out: &mut Out) -> Resul
 
 pub(super) async fn kill(command: Kill, client: &Client, out: &mut Out) -> Result {
     for container in &command.containers {
-        let path = format!("/containers/{container}/kill?signal={}", command.signal);
-        client.post_only(&path, &json!({})).await.map_err(|error| error.context(format!("kill {container}")))?;
+        let context = |error: Error| error.context(format!("kill {container}"));
+        let (place, _) = Place::find(client, container).await.map_err(context)?;
+        let path = place.container(&format!("/kill?signal={}", command.signal));
+        client.post_only(&path, &json!({})).await.map_err(context)?;
         out.line(container)?;
     }
     Ok(())
@@ -169,20 +174,23 @@ const STATS: [Column; 8] = [
 ];
 
 pub(super) async fn stats(command: Stats, client: &Client, out: &mut Out) -> Result {
+    let mut named = Vec::new();
+    for container in &command.containers {
+        let (place, _) = Place::find(client, container).await.map_err(|error| error.context("stats"))?;
+        named.push(place.container("/stats?stream=false"));
+    }
     loop {
-        let ids = match command.containers.as_slice() {
-            [] => {
-                let running: Vec<Value> = client.get("/containers/json").await?;
-                running.iter().filter_map(|container| container["Id"].as_str().map(str::to_owned)).collect()
-            }
-            named => named.to_vec(),
+        let paths = if named.is_empty() {
+            let running: Vec<Value> = client.get("/containers/json").await?;
+            let ids = running.iter().filter_map(|container| container["Id"].as_str());
+            ids.map(|id| format!("/containers/{id}/stats?stream=false")).collect()
+        } else {
+            named.clone()
         };
         // Each answer holds two readings a second apart; asking for all at once keeps it at one second.
-        let readings = futures_util::future::join_all(
-            ids.iter()
-                .map(|id| async move { client.get::<Value>(&format!("/containers/{id}/stats?stream=false")).await }),
-        )
-        .await;
+        let readings =
+            futures_util::future::join_all(paths.iter().map(|path| async move { client.get::<Value>(path).await }))
+                .await;
         let mut rows = Vec::new();
         for reading in readings {
             match reading {
@@ -202,7 +210,7 @@ pub(super) async fn stats(command: Stats, client: &Client, out: &mut Out) -> Res
         if command.no_stream {
             return Ok(());
         }
-        if ids.is_empty() {
+        if paths.is_empty() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }

@@ -1,6 +1,7 @@
 //! `edgectl exec`: a process in a container, with our terminal or our three streams. Its exit code becomes ours.
 
-use super::{Error, Result, client::Client, logs::take_frame, output::Out};
+use super::{Error, Result, client::Client, output::Out, place::Place};
+use crate::api::docker::frames;
 use bytes::BytesMut;
 use rustix::termios::{self, OptionalActions, Termios};
 use serde_json::{Value, json};
@@ -60,22 +61,23 @@ pub(super) async fn run(exec: Exec, client: &Client, out: &mut Out) -> Result {
         "WorkingDir": exec.workdir.as_deref().unwrap_or(""),
         "Privileged": exec.privileged,
     });
-    let created: Value = client.post(&format!("/containers/{}/exec", exec.container), &body).await.map_err(context)?;
+    let (place, _) = Place::find(client, &exec.container).await.map_err(context)?;
+    let created: Value = client.post(&place.container("/exec"), &body).await.map_err(context)?;
     let id = created["Id"].as_str().unwrap_or("").to_owned();
     let start = json!({
         "Detach": exec.detach,
         "Tty": exec.tty,
         "ConsoleSize": size.map_or(Vec::new(), |(rows, columns)| vec![rows, columns]),
     });
-    let path = format!("/exec/{id}/start");
+    let path = place.exec(&id, "/start");
     if exec.detach {
         client.post_only(&path, &start).await.map_err(context)?;
         return Ok(());
     }
     let connection = client.hijack(&path, &start).await.map_err(|error| context(not_started(error)))?;
     out.flush()?;
-    attach(connection, &exec, client, &id, out).await.map_err(context)?;
-    let state: Value = client.get(&format!("/exec/{id}/json")).await.map_err(context)?;
+    attach(connection, &exec, client, &place.exec(&id, "/resize"), out).await.map_err(context)?;
+    let state: Value = client.get(&place.exec(&id, "/json")).await.map_err(context)?;
     match state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok()) {
         Some(0) => Ok(()),
         Some(code) => Err(Error::code(code)),
@@ -103,7 +105,7 @@ async fn attach(
     connection: impl tokio::io::AsyncRead + tokio::io::AsyncWrite,
     exec: &Exec,
     client: &Client,
-    id: &str,
+    resize: &str,
     out: &mut Out,
 ) -> Result {
     let _raw = (exec.tty && exec.interactive).then(RawTerminal::enter).transpose()?;
@@ -124,7 +126,7 @@ async fn attach(
             if exec.tty {
                 out.bytes(&buffer.split())?;
             }
-            while let Some((number, payload)) = take_frame(&mut buffer).filter(|_| !exec.tty) {
+            while let Some((number, payload)) = frames::take(&mut buffer).map_err(Error::new)? {
                 if number == 2 { out.error_bytes(&payload)? } else { out.bytes(&payload)? }
             }
             out.flush()?;
@@ -141,7 +143,7 @@ async fn attach(
             tokio::select! {
                 _ = window.recv() => if let (true, Some((rows, columns))) = (exec.tty, terminal_size()) {
                     // The process may be gone by now, which makes the size irrelevant.
-                    let _ = client.post_only(&format!("/exec/{id}/resize?h={rows}&w={columns}"), &json!({})).await;
+                    let _ = client.post_only(&format!("{resize}?h={rows}&w={columns}"), &json!({})).await;
                 },
                 // Ending here puts the terminal back, which the signal's default action would not.
                 _ = terminate.recv() => return Err::<(), Error>(Error::code(128 + 15)),

@@ -1,12 +1,12 @@
 //! `edgectl logs` and `edgectl service logs`: unpacks the API's frames and names the task of each line.
 
-use super::{Error, Result, client::Client, node::read, output::Out, service::tasks::Names};
+use super::{Error, Result, client::Client, node::read, output::Out, place::Place, service::tasks::Names};
 use crate::api::{
-    docker::objects::Task,
+    docker::{frames, objects::Task},
     request::{decode, encode},
     time,
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 use std::{collections::BTreeMap, io};
@@ -91,8 +91,8 @@ pub(super) struct ServiceLogs {
 
 pub(super) async fn of_container(logs: ContainerLogs, client: &Client, out: &mut Out) -> Result {
     let context = |error: Error| error.context(format!("logs of {}", logs.container));
-    let container: Value = client.get(&format!("/containers/{}/json", logs.container)).await.map_err(context)?;
-    let path = format!("/containers/{}/logs?{}", logs.container, logs.flags.query(logs.flags.details)?);
+    let (place, container) = Place::find(client, &logs.container).await.map_err(context)?;
+    let path = place.container(&format!("/logs?{}", logs.flags.query(logs.flags.details)?));
     let stream = client.stream(&path).await.map_err(context)?;
     if container["Config"]["Tty"].as_bool() == Some(true) {
         return copy(stream, out).await;
@@ -231,9 +231,9 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Frames<S> {
     /// Stream number and payload. The server's own error is an error here.
     async fn next(&mut self) -> Result<Option<(u8, Bytes)>> {
         loop {
-            if let Some(frame) = take_frame(&mut self.buffer) {
+            if let Some(frame) = frames::take(&mut self.buffer).map_err(Error::new)? {
                 return match frame {
-                    (3, message) => Err(Error::new(String::from_utf8_lossy(&message).into_owned())),
+                    (frames::SERVER_ERROR, message) => Err(Error::new(String::from_utf8_lossy(&message).into_owned())),
                     frame => Ok(Some(frame)),
                 };
             }
@@ -245,15 +245,4 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Frames<S> {
             }
         }
     }
-}
-
-/// Takes one whole frame off the front.
-pub(super) fn take_frame(buffer: &mut BytesMut) -> Option<(u8, Bytes)> {
-    let header: [u8; 8] = buffer.get(..8)?.try_into().ok()?;
-    let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
-    if buffer.len() < 8 + length {
-        return None;
-    }
-    buffer.advance(8);
-    Some((header[0], buffer.split_to(length).freeze()))
 }

@@ -10,6 +10,7 @@ mod image;
 mod logs;
 mod node;
 mod output;
+mod place;
 mod service;
 mod system;
 mod template;
@@ -83,8 +84,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make and look at the cluster
-    #[command(subcommand)]
+    /// The cluster: make it, join it, look at it
+    #[command(subcommand, alias = "swarm")]
     Cluster(cluster::Command),
     /// Services: what runs, how often, how it is reached
     #[command(subcommand)]
@@ -101,17 +102,17 @@ enum Command {
     Pull(image::Pull),
     /// List containers of this node
     Ps(container::List),
-    /// Run a command in a container of this node
+    /// Run a command in a container
     Exec(exec::Exec),
-    /// Show the logs of a container of this node
+    /// Show the logs of a container
     Logs(logs::ContainerLogs),
-    /// Show what containers of this node use
+    /// Show what containers use (default: all of this node)
     Stats(container::Stats),
-    /// Show low-level information on containers of this node
+    /// Show low-level information on containers
     Inspect(container::Inspect),
-    /// Stop containers of this node
+    /// Stop containers
     Stop(container::Stop),
-    /// Send a signal to containers of this node
+    /// Send a signal to containers
     Kill(container::Kill),
     /// Show what happens
     Events(system::Events),

@@ -6,7 +6,10 @@ use super::{
     output::{self, ListFlags, Out, row},
     service::tasks,
 };
-use crate::api::docker::objects::Node;
+use crate::api::{
+    docker::objects::{Node, NodeSpec},
+    request::encode,
+};
 use serde_json::Value;
 
 #[derive(clap::Subcommand)]
@@ -56,8 +59,9 @@ pub(super) struct Update {
     /// Remove a label
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
-    /// The node by id or name; "self" is this one
-    node: String,
+    /// Nodes by id or name; "self" is this one
+    #[arg(required = true)]
+    nodes: Vec<String>,
 }
 
 #[derive(clap::Args)]
@@ -95,7 +99,7 @@ pub(super) async fn run(command: Command, client: &Client, out: &mut Out) -> Res
         Command::Inspect(inspect) => {
             let mut objects = Vec::new();
             for node in &inspect.nodes {
-                let path = format!("/nodes/{}", resolve_self(client, node).await?);
+                let path = format!("/nodes/{}", encode(&resolve_self(client, node).await?));
                 objects.push(client.get::<Value>(&path).await.map_err(|error| error.context("inspect"))?);
             }
             if inspect.pretty {
@@ -103,7 +107,13 @@ pub(super) async fn run(command: Command, client: &Client, out: &mut Out) -> Res
             }
             output::inspect(out, inspect.format.as_deref(), objects)
         }
-        Command::Update(update) => change(client, out, update).await,
+        Command::Update(update) => {
+            each(out, &update.nodes, "update node", async |out, name| {
+                change(client, name, |spec| update.apply(spec)).await?;
+                Ok(out.line(name)?)
+            })
+            .await
+        }
         Command::Promote(names) => set_role(client, out, names, "manager").await,
         Command::Demote(names) => set_role(client, out, names, "worker").await,
         Command::Ps(ps) => {
@@ -116,14 +126,34 @@ pub(super) async fn run(command: Command, client: &Client, out: &mut Out) -> Res
             tasks::list(client, out, &list, ps.no_resolve).await
         }
         Command::Rm(rm) => {
-            for node in &rm.nodes {
-                let path = format!("/nodes/{node}?force={}", u8::from(rm.force));
-                client.delete_only(&path).await.map_err(|error| error.context(format!("remove node {node}")))?;
-                out.line(node)?;
-            }
-            Ok(())
+            each(out, &rm.nodes, "remove node", async |out, name| {
+                let id = resolve_self(client, name).await?;
+                client.delete_only(&format!("/nodes/{}?force={}", encode(&id), u8::from(rm.force))).await?;
+                Ok(out.line(name)?)
+            })
+            .await
         }
     }
+}
+
+/// Does something with each node. One that fails does not keep the others from it; all failures are told.
+async fn each(
+    out: &mut Out,
+    names: &[String],
+    what: &str,
+    mut act: impl AsyncFnMut(&mut Out, &str) -> Result,
+) -> Result {
+    let mut failed: Option<Error> = None;
+    for name in names {
+        let Err(error) = act(out, name).await.map_err(|error| error.context(format!("{what} {name}"))) else {
+            continue;
+        };
+        failed = Some(match failed {
+            None => error,
+            Some(before) => Error { message: format!("{}\nedgectl: {}", before.message, error.message), ..before },
+        });
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// The id of the node that `self` means.
@@ -160,15 +190,7 @@ async fn list(flags: ListFlags, client: &Client, out: &mut Out) -> Result {
     let rows: Vec<_> = nodes
         .iter()
         .map(|node| {
-            let manager = match &node.manager_status {
-                None => "",
-                Some(status) if status.leader => "Leader",
-                Some(status) => match status.reachability.as_str() {
-                    "reachable" => "Reachable",
-                    "unreachable" => "Unreachable",
-                    _ => "Unknown",
-                },
-            };
+            let manager = manager_status(node);
             let mark = if node.id == own && !flags.quiet && flags.format.is_none() { " *" } else { "" };
             row([
                 ("ID", format!("{}{mark}", node.id)),
@@ -185,6 +207,19 @@ async fn list(flags: ListFlags, client: &Client, out: &mut Out) -> Result {
     output::list(out, &flags, &COLUMNS, &rows, &objects)
 }
 
+/// What kind of manager a node is; empty for a worker.
+fn manager_status(node: &Node) -> &'static str {
+    match &node.manager_status {
+        None => "",
+        Some(status) if status.leader => "Leader",
+        Some(status) => match status.reachability.as_str() {
+            "reachable" => "Reachable",
+            "unreachable" => "Unreachable",
+            _ => "Unknown",
+        },
+    }
+}
+
 /// Reads the API's objects.
 pub(super) fn read<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
     serde_json::from_value(value.clone()).map_err(|error| Error::new(format!("cannot read edged's answer: {error}")))
@@ -198,6 +233,7 @@ pub(super) fn title(text: &str) -> String {
 fn pretty(out: &mut Out, object: Value) -> Result {
     let node: Node = read(&object)?;
     let resources = &node.description.resources;
+    let manager = node.manager_status.as_ref().map(|status| format!("{} at {}", manager_status(&node), status.addr));
     let mut lines = vec![
         ("ID", node.id),
         ("Hostname", node.description.hostname),
@@ -211,6 +247,10 @@ fn pretty(out: &mut Out, object: Value) -> Result {
         ("Memory", output::memory(resources.memory_bytes)),
         ("Version", node.description.engine.engine_version),
     ];
+    lines.extend(manager.map(|text| ("Manager", text)));
+    if !node.status.message.is_empty() {
+        lines.push(("Message", node.status.message));
+    }
     for (key, value) in &node.spec.labels {
         lines.push(("Label", format!("{key}={value}")));
     }
@@ -220,35 +260,62 @@ fn pretty(out: &mut Out, object: Value) -> Result {
     Ok(())
 }
 
-async fn change(client: &Client, out: &mut Out, update: Update) -> Result {
-    let context = |error: Error| error.context(format!("update node {}", update.node));
-    let id = resolve_self(client, &update.node).await?;
-    let mut node: Node = client.get(&format!("/nodes/{id}")).await.map_err(context)?;
-    if let Some(availability) = &update.availability {
-        node.spec.availability.clone_from(availability);
+/// Times that a change is made anew when the node changed in between.
+const ATTEMPTS: u32 = 4;
+
+impl Update {
+    fn apply(&self, spec: &mut NodeSpec) -> Result<bool> {
+        if let Some(availability) = &self.availability {
+            spec.availability.clone_from(availability);
+        }
+        if let Some(role) = &self.role {
+            spec.role.clone_from(role);
+        }
+        for label in &self.label_rm {
+            if spec.labels.remove(label).is_none() {
+                return Err(Error::new(format!("it has no label {label:?}")));
+            }
+        }
+        for label in &self.label_add {
+            let (key, value) = label.split_once('=').unwrap_or((label, ""));
+            spec.labels.insert(key.into(), value.into());
+        }
+        Ok(true)
     }
-    if let Some(role) = &update.role {
-        node.spec.role.clone_from(role);
-    }
-    for label in &update.label_rm {
-        if node.spec.labels.remove(label).is_none() {
-            return Err(context(Error::new(format!("it has no label {label:?}"))));
+}
+
+/// Changes what users decide about a node; `apply` tells whether there is anything to change.
+async fn change(client: &Client, name: &str, apply: impl Fn(&mut NodeSpec) -> Result<bool>) -> Result<bool> {
+    let id = resolve_self(client, name).await?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let mut node: Node = client.get(&format!("/nodes/{}", encode(&id))).await?;
+        if !apply(&mut node.spec)? {
+            return Ok(false);
+        }
+        let path = format!("/nodes/{}/update?version={}", node.id, node.version.index);
+        match client.post_only(&path, &node.spec).await {
+            Err(error) if attempts < ATTEMPTS && error.message.contains("out of sequence") => {}
+            result => return result.map(|()| true),
         }
     }
-    for label in &update.label_add {
-        let (key, value) = label.split_once('=').unwrap_or((label, ""));
-        node.spec.labels.insert(key.into(), value.into());
-    }
-    let path = format!("/nodes/{}/update?version={}", node.id, node.version.index);
-    client.post_only(&path, &node.spec).await.map_err(context)?;
-    Ok(out.line(&update.node)?)
 }
 
 async fn set_role(client: &Client, out: &mut Out, names: Names, role: &str) -> Result {
-    for node in names.nodes {
-        let update =
-            Update { availability: None, role: Some(role.into()), label_add: Vec::new(), label_rm: Vec::new(), node };
-        change(client, out, update).await?;
-    }
-    Ok(())
+    let (what, done) = match role {
+        "manager" => ("promote node", "promoted to a manager in the cluster."),
+        _ => ("demote node", "demoted in the cluster."),
+    };
+    each(out, &names.nodes, what, async |out, name| {
+        let changed = change(client, name, |spec| {
+            let differs = spec.role != role;
+            spec.role = role.into();
+            Ok(differs)
+        });
+        let text =
+            if changed.await? { format!("Node {name} {done}") } else { format!("Node {name} is already a {role}.") };
+        Ok(out.line(&text)?)
+    })
+    .await
 }

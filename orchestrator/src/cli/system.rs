@@ -161,6 +161,7 @@ pub(super) async fn info(command: Info, client: &Client, out: &mut Out) -> Resul
         ("  Nodes", text("/Swarm/Nodes")),
         ("  Managers", text("/Swarm/Managers")),
         ("  Address", text("/Swarm/NodeAddr")),
+        ("  Managers at", managers(&info)),
         ("  Error", text("/Swarm/Error")),
     ];
     for (name, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
@@ -170,6 +171,12 @@ pub(super) async fn info(command: Info, client: &Client, out: &mut Out) -> Resul
         out.error(&format!("WARNING: {}", warning.as_str().unwrap_or("")));
     }
     Ok(())
+}
+
+/// Addresses of the managers that the node knows.
+fn managers(info: &Value) -> String {
+    let known = info["Swarm"]["RemoteManagers"].as_array().map_or(&[][..], Vec::as_slice);
+    known.iter().filter_map(|manager| manager["Addr"].as_str()).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) async fn version(command: Version, client: &Client, out: &mut Out) -> Result {

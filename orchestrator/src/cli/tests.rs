@@ -1,5 +1,7 @@
 //! `edgectl` against the API's fake: what it prints, what it sends, how it fails.
 
+mod cluster;
+
 use super::{Cli, Out, run};
 use crate::api::fake::{Buffer, Fake};
 use clap::CommandFactory;

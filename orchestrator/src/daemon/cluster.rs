@@ -1,38 +1,40 @@
 //! The replicated side of the daemon for the API: state, proposals, membership.
 
-use super::{Daemon, Identity, Member};
+use super::{Daemon, link::Standing, manager};
 use crate::{
-    api::node::{Cluster, Failure, InitRequest, ManagerPeer, Membership, ProposeError, Reasons},
-    clock, store,
+    api::node::{Cluster, Failure, InitRequest, JoinRequest, ManagerPeer, Membership, ProposeError, Reasons},
+    store::{self, ReadError},
 };
 use async_trait::async_trait;
 use orchestrator_core::{
-    intent,
-    model::{Availability, Live, Node, NodeId, Role},
+    model::{Live, NodeId, Role},
     plan::Subject,
     state::{Applied, Entry, State},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 #[async_trait]
 impl Cluster for Daemon {
     fn state(&self) -> Arc<State> {
-        self.member().map_or_else(Arc::default, |member| member.store.state())
+        self.manager().map_or_else(Arc::default, |manager| manager.store.state())
     }
 
     async fn read(&self) -> Result<Arc<State>, Failure> {
-        let member = self.member().ok_or(ProposeError::NoCluster)?;
-        member.store.read().await.map_err(|error| Failure::Unavailable(format!("{:#}", anyhow::Error::from(error))))
+        let manager = self.manager().ok_or(ProposeError::NoCluster)?;
+        manager.store.read().await.map_err(|error| match error {
+            ReadError::NotLeader { .. } => Failure::NotLeader(error.to_string()),
+            other => Failure::Unavailable(format!("{:#}", anyhow::Error::from(other))),
+        })
     }
 
     fn live(&self) -> Arc<Live> {
-        self.leader_view.borrow().live.clone()
+        self.base.leader_view.borrow().live.clone()
     }
 
     async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
-        let member = self.member().ok_or(ProposeError::NoCluster)?;
-        member.store.propose(entry).await.map_err(|error| match error {
+        let manager = self.manager().ok_or(ProposeError::NoCluster)?;
+        manager.store.propose(entry).await.map_err(|error| match error {
             store::ProposeError::NotLeader { leader } => {
                 ProposeError::NotLeader { leader: leader.map(|leader| leader.to_string()) }
             }
@@ -41,12 +43,12 @@ impl Cluster for Daemon {
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+        self.base.revision.subscribe()
     }
 
     fn reasons(&self) -> Arc<Reasons> {
         let mut reasons = Reasons::default();
-        for (subject, why) in &self.leader_view.borrow().plan.reasons {
+        for (subject, why) in &self.base.leader_view.borrow().plan.reasons {
             let lines = match subject {
                 Subject::Task(task) => reasons.tasks.entry(*task).or_default(),
                 Subject::Service(service) => reasons.services.entry(*service).or_default(),
@@ -57,73 +59,65 @@ impl Cluster for Daemon {
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
+        if request.force_new_cluster && self.member().is_some() {
+            return self.force_new_cluster().await;
+        }
         self.initialize(request).await
     }
 
+    async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
+        self.join_cluster(request).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), Failure> {
+        self.leave_cluster(force).await
+    }
+
     fn membership(&self) -> Membership {
-        let Some(member) = self.member() else { return Membership::default() };
-        let Identity { cluster, node, .. } = member.identity;
-        let address = self.description.address.clone();
-        let state = member.store.state();
-        let leads = member.store.leadership().borrow().is_some();
-        Membership {
-            cluster: Some(cluster),
-            node: Some(node),
-            role: Some(state.nodes.get(&node).map_or(Role::Manager, |known| known.role)),
-            leader: leads.then_some(node),
-            managers: BTreeMap::from([(
-                node,
-                ManagerPeer { address: format!("{address}:{}", super::CONTROL_PORT), reachable: Some(true) },
-            )]),
-            address,
-            error: None,
-        }
-    }
-}
-
-impl Daemon {
-    /// Makes this node the first of a new cluster. Repeating it after a crash half-way goes on where it stopped.
-    pub(super) async fn initialize(&self, request: InitRequest) -> Result<NodeId, Failure> {
-        let _one_at_a_time = self.joining.lock().await;
-        if self.member().is_some() {
-            return Err(Failure::Unavailable(
-                "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+        let pending = self.pending.borrow().clone();
+        let address = self.base.description.borrow().address.clone();
+        let Some(member) = self.member() else {
+            // A cluster that is made or joined by command answers with its error; one that is joined by configuration tells here.
+            let error = pending.clone().filter(|text| text.contains(": "));
+            return Membership { joining: pending.is_some(), address, error, ..Membership::default() };
+        };
+        let manager = member.manager.borrow().clone();
+        let role = if manager.is_some() { Role::Manager } else { Role::Worker };
+        let leader = manager.as_ref().and_then(|manager| match *manager.store.leadership().borrow() {
+            Some(_) => Some(member.node),
+            None => manager.leader().filter(|leader| *leader != member.node),
+        });
+        let standing = member.link.standing.borrow().clone();
+        let error = match &standing {
+            Standing::Attached(_) => None,
+            Standing::Searching(why) => Some(format!("no manager is reached: {why}")),
+            Standing::Removed => Some(
+                "this node was removed from its cluster: run `edgectl cluster leave --force` here, then join again"
                     .into(),
-            ));
-        }
-        let internal = |what: &str| {
-            let what = what.to_owned();
-            move |cause: anyhow::Error| Failure::Internal { what, cause: cause.into() }
+            ),
         };
-        let kept =
-            Identity::load(&self.config.state_dir).map_err(|e| internal("reading the node's identity")(e.into()))?;
-        let identity = kept.unwrap_or_else(Identity::first);
-        identity.save(&self.config.state_dir).map_err(|e| internal("keeping the node's identity")(e.into()))?;
-        let member = self.open_member(identity).await.map_err(internal("opening the store"))?;
-        self.found(&member, request).await.map_err(internal("initialising the cluster"))?;
-        self.take_up(member).map_err(internal("taking up the membership"))?;
-        Ok(identity.node)
-    }
-
-    /// Commits the first entry, unless that was done before.
-    pub(super) async fn found(&self, member: &Member, request: InitRequest) -> anyhow::Result<()> {
-        if member.store.is_initialized() && member.store.read().await.is_ok_and(|state| state.cluster.is_some()) {
-            return Ok(());
-        }
-        let now = clock::now();
-        let node = Node {
-            id: member.identity.node,
-            hostname: self.hostname.clone(),
-            role: Role::Manager,
-            availability: request.availability.unwrap_or(Availability::Active),
-            labels: BTreeMap::new(),
-            description: self.description.clone(),
-            created_at: now,
-        };
-        let first = intent::init_cluster(&State::default(), member.identity.cluster, node, now)?;
-        match member.store.initialize(first).await {
-            Ok(_) | Err(store::InitializeError::AlreadyInitialized) => Ok(()),
-            Err(error) => Err(error.into()),
+        let live = self.base.leader_view.borrow().live.clone();
+        let state = manager.as_ref().map(|manager| manager.store.state()).unwrap_or_default();
+        let managers = state.nodes.values().filter(|node| node.role == Role::Manager);
+        let managers = managers.filter_map(|node| {
+            let address = manager::address(&state, node.id)?.to_string();
+            let reachable = match (leader == Some(node.id), live.nodes.get(&node.id)) {
+                (true, _) => Some(true),
+                (false, Some(known)) => Some(known.ready),
+                // Only the leader hears of the others.
+                (false, None) => (leader == Some(member.node)).then_some(false),
+            };
+            Some((node.id, ManagerPeer { address, reachable }))
+        });
+        Membership {
+            cluster: Some(member.cluster),
+            node: Some(member.node),
+            role: Some(role),
+            leader,
+            managers: managers.collect(),
+            address,
+            error,
+            joining: false,
         }
     }
 }

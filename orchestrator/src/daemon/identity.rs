@@ -1,4 +1,5 @@
-//! Who this node is, across restarts: `node.json` in the state directory. Written once, when the node becomes a member.
+//! Who this node is, across restarts: `node.json` in the state directory. Written when the node becomes a
+//! member, and when its role changes.
 
 use orchestrator_core::model::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
@@ -11,16 +12,25 @@ use std::{
 const FILE: &str = "node.json";
 
 /// A node's membership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster.
     #[serde(with = "text")]
     pub cluster: ClusterId,
-    /// The node.
+    /// The node: what its key's digest says.
     #[serde(with = "text")]
     pub node: NodeId,
-    /// Its number among the voters; new for every join.
-    pub raft_id: u64,
+    /// Its number among the voters, while it is a manager; new for every join and every promotion.
+    pub raft_id: Option<u64>,
+    /// Number of a store of this node that was damaged: under it the node never votes again.
+    #[serde(default)]
+    pub lost_raft_id: Option<u64>,
+    /// Address that the user wants others to reach this node by.
+    #[serde(default)]
+    pub advertise: Option<std::net::IpAddr>,
+    /// Where managers listened when it joined; empty for the node that made the cluster. Later assignments, which the ledger keeps, know better.
+    #[serde(default)]
+    pub managers: Vec<String>,
 }
 
 /// The identity could not be read or kept.
@@ -34,12 +44,6 @@ pub struct IdentityError {
 }
 
 impl Identity {
-    /// A new cluster of one node.
-    #[must_use]
-    pub fn first() -> Self {
-        Self { cluster: ClusterId(random()), node: NodeId(random()), raft_id: 1 }
-    }
-
     /// Reads the identity below `state_dir`; `None` if the node belongs to no cluster.
     ///
     /// # Errors
@@ -56,6 +60,22 @@ impl Identity {
             path,
             source: error.into(),
         })
+    }
+
+    /// Forgets the membership; after this returns, the disk has forgotten it, too.
+    ///
+    /// # Errors
+    /// The disk is broken or read-only.
+    pub fn remove(state_dir: &Path) -> Result<(), IdentityError> {
+        let path = state_dir.join(FILE);
+        let remove = || -> io::Result<()> {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+                Ok(()) => File::open(state_dir)?.sync_all(),
+            }
+        };
+        remove().map_err(|source| IdentityError { action: "removing", path: path.clone(), source })
     }
 
     /// Keeps the identity below `state_dir`; after this returns, it is on the disk.
@@ -107,9 +127,19 @@ mod tests {
     fn an_identity_outlives_the_process_and_damage_is_not_guessed_over() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap(), None);
-        let identity = Identity::first();
+        let managers = vec!["10.0.0.1:2377".to_owned()];
+        let identity = Identity {
+            cluster: ClusterId(1),
+            node: NodeId(2),
+            raft_id: Some(3),
+            lost_raft_id: None,
+            advertise: None,
+            managers,
+        };
         identity.save(dir.path()).unwrap();
         assert_eq!(Identity::load(dir.path()).unwrap(), Some(identity));
+        Identity::remove(dir.path()).unwrap();
+        assert_eq!(Identity::load(dir.path()).unwrap(), None);
         std::fs::write(dir.path().join(FILE), "{\"cluster\":\"zz\"}").unwrap();
         assert!(Identity::load(dir.path()).is_err());
     }

@@ -1,41 +1,56 @@
 //! The daemon: opens the drivers, becomes a member, and keeps store, leader, agent and API running until told to end.
 //!
 //! ```text
-//!   config ─► drivers ─► identity ─► store ─► leader ◄─ session ─► agent ─► drivers
-//!                                      ▲                             │
-//!                                      └────────── api ──────────────┘
+//!   config ─► drivers ─► identity ─► link ◄─ wire ─► agent ─► drivers
+//!                            │         ▲
+//!                            │         │ session, in this process or over QUIC
+//!                            ▼         ▼
+//!                          store ─► leader        api: state from the store, containers from the agent
 //! ```
 //! Ending it, or killing it, leaves containers and forwarding as they are: the next one adopts them.
 
+mod certificates;
 mod cluster;
+mod contact;
+mod discover;
 mod identity;
+mod join;
+mod link;
 mod local;
 mod machine;
+mod manager;
+mod member;
+mod remote;
 mod reset;
+mod role;
+mod serve;
 
 pub use identity::{Identity, IdentityError};
+pub use manager::Manager;
+pub use member::Member;
 pub use reset::reset;
 
 use crate::{
-    agent::{self, Agent, Drivers, Ledger},
-    api::{
-        self, App,
-        node::{Event, InitRequest},
-    },
+    agent::{self, Drivers},
+    api::{self, App, node::Event},
     clock,
     config::Config,
     leader,
-    store::{Health, Store, StoreConfig},
-    transport::Sessions,
+    pki::LastSeen,
+    store::StoreError,
+    transport::{Discovery, Endpoint, EndpointConfig},
 };
 use anyhow::Context;
+use discover::Finder;
 use machine::Machine;
-use orchestrator_core::model::NodeDescription;
+use orchestrator_core::model::{NodeDescription, NodeId};
 use rustix::io::Errno;
+use serve::Gate;
 use std::{
     fs::File,
+    net::Ipv6Addr,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -46,8 +61,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// UDP port of the control endpoint.
-const CONTROL_PORT: u16 = 2377;
+/// A link that comes up gets its addresses one after the other; they are read once this time has passed.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Events kept for slow readers of the API.
 const EVENTS: usize = 1024;
@@ -71,22 +86,35 @@ pub struct Daemon {
     config: Config,
     hostname: String,
     machine: Machine,
-    description: NodeDescription,
     drivers: Drivers,
+    base: Base,
     member: watch::Sender<Option<Arc<Member>>>,
     joining: tokio::sync::Mutex<()>,
-    leader_view: watch::Sender<leader::View>,
-    agent_view: watch::Sender<agent::View>,
-    revision: watch::Sender<u64>,
+    /// What the node is about to become, and what stands in the way, for people.
+    pending: watch::Sender<Option<String>>,
     events: broadcast::Sender<Event>,
     execs: local::Execs,
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What exists while this node is a member of a cluster.
-pub struct Member {
-    identity: Identity,
-    store: Store,
+/// What all parts of a membership work with.
+#[derive(Clone)]
+struct Base {
+    state_dir: PathBuf,
+    endpoint: Endpoint,
+    time: Arc<LastSeen>,
+    finder: Finder,
+    description: watch::Sender<NodeDescription>,
+    leader_view: watch::Sender<leader::View>,
+    agent_view: watch::Sender<agent::View>,
+    revision: watch::Sender<u64>,
+}
+
+impl Base {
+    async fn start_manager(&self, raft_id: u64, node: NodeId) -> Result<Arc<Manager>, StoreError> {
+        let (view, revision) = (self.leader_view.clone(), self.revision.clone());
+        Manager::start(&self.state_dir, (raft_id, node), &self.endpoint, self.time.clone(), view, revision).await
+    }
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -97,13 +125,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _only_one = lock(&config.run_dir).await?;
-    let daemon = Arc::new(Daemon::open(config).await?);
+    let (daemon, gate) = Daemon::open(config).await?;
     let socket = &daemon.config.socket;
     let listener = api::server::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
     let ending = CancellationToken::new();
-    let app = App::new(daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    let app = App::new(daemon.clone(), daemon.clone(), daemon.clone(), clock::now, ending.clone());
+    gate.open(app.clone());
     // Who connects meanwhile waits for an answer; before, it would be told that this node belongs to no cluster.
     daemon.join_again().await?;
+    daemon.spawn(addresses(daemon.clone()));
     let server = tokio::spawn(api::server::serve(listener, app));
     tracing::info!(socket = %daemon.config.socket.display(), "edged is up");
     let mut failed = None;
@@ -147,12 +177,21 @@ async fn lock(run_dir: &Path) -> anyhow::Result<OwnedFd> {
 }
 
 impl Daemon {
-    async fn open(config: Config) -> anyhow::Result<Self> {
+    async fn open(config: Config) -> anyhow::Result<(Arc<Self>, Arc<Gate>)> {
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
         let machine = Machine::read();
         let hostname = config.hostname.clone().unwrap_or_else(|| machine.hostname.clone());
         let drivers = Drivers::open(&config).await?;
+        let time = Arc::new(LastSeen::open(&config.state_dir)?);
+        let member = watch::Sender::new(None);
+        let gate = Arc::new(Gate::new(member.subscribe(), time.clone()));
+        let listen = config.listen_addr.unwrap_or((Ipv6Addr::UNSPECIFIED, join::PORT).into());
+        let endpoint =
+            Endpoint::bind(EndpointConfig { listen, time: time.clone(), admit: gate.clone(), handlers: gate.clone() })
+                .with_context(|| {
+                    format!("listening for other nodes on {listen} (UDP); listen-addr in edged.toml changes it")
+                })?;
         let description = NodeDescription {
             platform: Some(machine.platform.clone()),
             nano_cpus: u64::from(machine.cpus) * 1_000_000_000,
@@ -160,39 +199,60 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             labels: config.labels.clone(),
             address: drivers.address(config.advertise_addr).await,
+            port: endpoint.local_addr().context("reading the port of the control endpoint")?.port(),
         };
-        Ok(Self {
-            config,
-            hostname,
-            machine,
-            description,
-            drivers,
-            member: watch::Sender::new(None),
-            joining: tokio::sync::Mutex::default(),
+        let discovery = if config.discovery { discovery(&config) } else { None };
+        let base = Base {
+            state_dir: config.state_dir.clone(),
+            endpoint,
+            time,
+            finder: Finder::new(discovery),
+            description: watch::Sender::new(description),
             leader_view: watch::Sender::default(),
             agent_view: watch::Sender::default(),
             revision: watch::Sender::new(0),
+        };
+        let daemon = Self {
+            config,
+            hostname,
+            machine,
+            drivers,
+            base,
+            member,
+            joining: tokio::sync::Mutex::default(),
+            pending: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENTS),
             execs: local::Execs::default(),
             tasks: Mutex::default(),
-        })
+        };
+        Ok((Arc::new(daemon), gate))
     }
 
-    /// Takes up the membership that the state directory holds, or founds a cluster if the configuration says so.
-    async fn join_again(&self) -> anyhow::Result<()> {
+    /// Takes up the membership that the state directory holds, or founds or joins a cluster if the configuration says so.
+    async fn join_again(self: &Arc<Self>) -> anyhow::Result<()> {
         match Identity::load(&self.config.state_dir)? {
             Some(identity) => {
                 let _one_at_a_time = self.joining.lock().await;
-                let member = self.open_member(identity).await?;
-                self.found(&member, InitRequest::default()).await?;
-                self.take_up(member)?;
+                self.resume(identity).await?;
             }
             None if self.config.init => {
-                self.initialize(InitRequest::default()).await?;
+                self.initialize(api::node::InitRequest::default()).await?;
             }
-            None => tracing::info!("this node belongs to no cluster; waiting for `edgectl cluster init`"),
+            None => match self.config.join_token {
+                Some(token) => self.spawn(member::join_as_configured(self.clone(), token)),
+                None => tracing::info!(
+                    "this node belongs to no cluster; waiting for `edgectl cluster init` or `edgectl cluster join`"
+                ),
+            },
         }
         Ok(())
+    }
+
+    /// Runs something for as long as the daemon.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
     }
 
     /// Returns when the store of this node's membership has failed for good.
@@ -205,16 +265,9 @@ impl Daemon {
                 let _alive = members.changed().await;
                 continue;
             };
-            let mut health = member.store.health();
-            loop {
-                match &*health.borrow_and_update() {
-                    Health::Writable => {}
-                    Health::ReadOnly { reason } => tracing::warn!(reason = &**reason, "the store is read-only"),
-                    Health::Failed { reason } => return reason.to_string(),
-                }
-                if health.changed().await.is_err() {
-                    return "it was stopped".into();
-                }
+            tokio::select! {
+                reason = member.store_failed() => return reason,
+                _ = members.changed() => {}
             }
         }
     }
@@ -223,38 +276,9 @@ impl Daemon {
         self.member.borrow().clone()
     }
 
-    async fn open_member(&self, identity: Identity) -> anyhow::Result<Member> {
-        let dir = self.config.state_dir.join("raft");
-        let store = Store::open(StoreConfig::new(dir, identity.raft_id, identity.node.to_string())).await?;
-        Ok(Member { identity, store })
-    }
-
-    /// Starts leader and agent of a member.
-    fn take_up(&self, member: Member) -> anyhow::Result<()> {
-        let (sessions, inbox) = Sessions::new();
-        let ledger = Ledger::open(&self.config.state_dir)?;
-        let session = sessions.open(member.identity.node);
-        let agent = Agent::new(
-            member.identity.node,
-            self.description.clone(),
-            self.drivers.clone(),
-            ledger,
-            self.agent_view.clone(),
-        );
-        let mut states = member.store.watch();
-        let revision = self.revision.clone();
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(leader::run(member.store.clone(), sessions, inbox, self.leader_view.clone()));
-        tasks.spawn(agent.run(session));
-        tasks.spawn(local::events::tell(self.agent_view.subscribe(), self.events.clone()));
-        tasks.spawn(async move {
-            while states.changed().await.is_ok() {
-                revision.send_replace(states.borrow_and_update().revision);
-            }
-        });
-        tracing::info!(cluster = %member.identity.cluster, node = %member.identity.node, "member of a cluster");
-        self.member.send_replace(Some(Arc::new(member)));
-        Ok(())
+    /// This node's store, while it is a manager.
+    fn manager(&self) -> Option<Arc<Manager>> {
+        self.member()?.manager.borrow().clone()
     }
 
     /// Ends what runs here in order; containers go on.
@@ -262,7 +286,59 @@ impl Daemon {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
         if let Some(member) = self.member.send_replace(None) {
-            member.store.shutdown().await;
+            member.close().await;
         }
+        self.base.finder.announce(None);
+        self.base.endpoint.close("edged ends").await;
+    }
+}
+
+/// Multicast DNS on the uplinks; without it nodes must be told where managers are.
+fn discovery(config: &Config) -> Option<Discovery> {
+    match Discovery::start(&config.uplinks) {
+        Ok(discovery) => Some(discovery),
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(error, "managers cannot be found by multicast DNS, only by address");
+            None
+        }
+    }
+}
+
+/// Keeps what the node says of its address true: with DHCP it may change at any time.
+async fn addresses(daemon: Arc<Daemon>) {
+    let mut links = daemon.drivers.network.changes();
+    let mut members = daemon.member.subscribe();
+    loop {
+        links.mark_unchanged();
+        let member = members.borrow_and_update().clone();
+        let configured =
+            member.as_ref().and_then(|member| member.identity().advertise).or(daemon.config.advertise_addr);
+        let address = daemon.drivers.address(configured).await;
+        daemon.base.description.send_if_modified(|description| {
+            // Between two leases there is none: what others know is better than nothing.
+            let new = !address.is_empty() && description.address != address;
+            if new {
+                tracing::info!(address, "others reach this node by this address now");
+                description.address = address;
+            }
+            new
+        });
+        if let Some(member) = &member {
+            member.announce(&daemon.base);
+        }
+        let role = member.as_ref().map(|member| member.manager.subscribe());
+        let role_changes = async move {
+            match role {
+                Some(mut role) => drop(role.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = links.changed() => if ended.is_err() { return },
+            ended = members.changed() => if ended.is_err() { return },
+            () = role_changes => {}
+        }
+        tokio::time::sleep(SETTLE).await;
     }
 }

@@ -1,30 +1,30 @@
 //! The leader: exists only while this node leads. Turns state and reports into plans, and plans into assignments.
 //!
-//! In: the replicated state, and messages of node sessions. Out: one raft entry per plan, and for each session the newest
-//! assignment. It never touches a driver; the agent, here or on another node, is reached through a [`crate::transport::Session`] only.
+//! In: the replicated state, and messages of node sessions. Out: one raft entry per plan, for each session the newest
+//! assignment, and changes of raft's membership. It never touches a driver; the agent, here or on another node, is reached
+//! through a [`crate::transport::Session`] only.
+
+mod members;
+mod roster;
 
 use crate::{
     clock,
-    store::Store,
+    store::{Leadership, Store},
     transport::{Message, Sessions},
 };
 use orchestrator_core::{
-    assignment::assign,
-    intent,
-    model::{Live, Millis, Node, NodeId, NodeLive, Report, UnixMillis},
+    assignment::Assignments,
+    intent::{self, NodeWish},
+    model::{Live, Millis, Node, NodeId, Role, UnixMillis},
     plan::{Plan, plan},
     state::{Applied, Entry, State},
 };
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
+use roster::Roster;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
 };
-use tokio::sync::{mpsc, watch};
-
-/// A node that was not heard of for this long is down. Five missed heartbeats: Wi-Fi loses one or two now and then.
-pub const DOWN_AFTER: Millis = Millis(5_000);
-const SILENCE: Duration = Duration::from_millis(DOWN_AFTER.0);
 
 /// Reports that come within this time are planned together, so that the ends of many tasks cost one commit.
 const GATHER: Duration = Duration::from_millis(20);
@@ -41,51 +41,53 @@ pub struct View {
     pub plan: Arc<Plan>,
 }
 
-/// Runs for as long as the process lives; leads whenever the store says so.
-pub async fn run(store: Store, sessions: Arc<Sessions>, mut inbox: mpsc::Receiver<Message>, view: watch::Sender<View>) {
+/// Runs for as long as the store lives; leads whenever the store says so. While it does, nodes open their sessions at `desk`.
+pub async fn run(store: Store, desk: watch::Sender<Option<Arc<Sessions>>>, view: watch::Sender<View>) {
     let mut leadership = store.leadership();
     loop {
-        let term = match *leadership.borrow_and_update() {
-            Some(leading) => leading.term,
-            None => 0,
+        let Ok(Some(Leadership { term })) = leadership.wait_for(Option::is_some).await.map(|leading| *leading) else {
+            return;
         };
-        if term != 0 {
-            tracing::info!(term, "leading");
-            lead(&store, &sessions, &mut inbox, &view, &mut leadership, term).await;
-            view.send_replace(View::default());
-            tracing::info!(term, "leading no more");
-        } else {
-            tokio::select! {
-                changed = leadership.changed() => if changed.is_err() { return },
-                // Reports to a node that does not lead are stale; their senders will find the leader.
-                message = inbox.recv() => if message.is_none() { return },
-            }
-        }
+        tracing::info!(term, "leading");
+        let (sessions, inbox) = Sessions::new();
+        desk.send_replace(Some(sessions.clone()));
+        let mut helpers = JoinSet::new();
+        helpers.spawn(members::keep(store.clone(), view.subscribe()));
+        lead(&store, &sessions, inbox, &view, &mut leadership, term).await;
+        desk.send_replace(None);
+        sessions.end();
+        helpers.shutdown().await;
+        view.send_replace(View::default());
+        tracing::info!(term, "leading no more");
     }
 }
 
 async fn lead(
     store: &Store,
     sessions: &Sessions,
-    inbox: &mut mpsc::Receiver<Message>,
+    mut inbox: mpsc::Receiver<Message>,
     view: &watch::Sender<View>,
-    leadership: &mut watch::Receiver<Option<crate::store::Leadership>>,
+    leadership: &mut watch::Receiver<Option<Leadership>>,
     term: u64,
 ) {
-    let mut nodes = Roster::new(clock::now());
     let mut states = store.watch();
-    sessions.greet_all();
+    let mut members = store.watch_members();
+    let mut nodes = Roster::new(clock::now());
+    let mut wishes = Vec::new();
     loop {
         // What waited while a plan was committed comes first: nobody is down for the slowness of this disk.
         while let Ok(message) = inbox.try_recv() {
-            nodes.hear(message);
+            hear(message, &mut nodes, &mut wishes);
         }
         let state = states.borrow_and_update().clone();
+        sessions.keep(|node| state.nodes.contains_key(&node));
+        nodes.keep(|node| state.nodes.contains_key(&node));
         let now = clock::now();
-        let live = Arc::new(nodes.live(now));
+        let live = Arc::new(nodes.live(&state, now));
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
         let entry = plan.entry.clone().or_else(|| description_changed(&state, &live, now));
+        let entry = entry.or_else(|| granted(&state, &live, &mut wishes, now));
         let mut retry_at = None;
         if let Some(entry) = entry {
             match store.propose(entry).await {
@@ -96,12 +98,17 @@ async fn lead(
                 }
             }
         }
-        sessions.assign(|node| state.nodes.contains_key(&node).then(|| assign(&state, &live, node, term)));
+        let known = members::known(&members.borrow_and_update());
+        let assignments = Assignments::new(&state, &live, term, &known);
+        for node in sessions.nodes() {
+            sessions.assign(node, assignments.of(node));
+        }
 
-        let due = [plan.wake_at, nodes.next_down(now), retry_at].into_iter().flatten().min();
+        let due = [plan.wake_at, nodes.next_down(&state, now), retry_at].into_iter().flatten().min();
         let sleep = Duration::from_millis(due.map_or(u64::MAX >> 12, |due| due.since(now).0.max(1)));
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
+            changed = members.changed() => if changed.is_err() { return },
             changed = leadership.changed() => {
                 let still = leadership.borrow_and_update().as_ref().is_some_and(|leading| leading.term == term);
                 if changed.is_err() || !still {
@@ -110,11 +117,8 @@ async fn lead(
             }
             message = inbox.recv() => {
                 let Some(message) = message else { return };
-                if nodes.hear(message) {
+                if hear(message, &mut nodes, &mut wishes) {
                     tokio::time::sleep(GATHER).await;
-                }
-                while let Ok(message) = inbox.try_recv() {
-                    nodes.hear(message);
                 }
             }
             () = tokio::time::sleep(sleep) => {}
@@ -122,77 +126,59 @@ async fn lead(
     }
 }
 
+/// What a node asks of the cluster for itself.
+enum Wish {
+    /// It leaves: if it is a manager, it should be none any more.
+    Leave(NodeId),
+    /// It lost its store with this number and needs another.
+    Renumber(NodeId, u64),
+}
+
+/// Takes a message in; tells whether it may change a plan.
+fn hear(message: Message, nodes: &mut Roster, wishes: &mut Vec<Wish>) -> bool {
+    match message {
+        Message::Heartbeat(node) => nodes.beat(node),
+        Message::Report(report) => nodes.report(*report),
+        Message::Leave(node) => {
+            wishes.push(Wish::Leave(node));
+            nodes.leave(node)
+        }
+        Message::StoreLost(node, raft_id) => {
+            wishes.push(Wish::Renumber(node, raft_id));
+            nodes.beat(node)
+        }
+    }
+}
+
+/// An entry that grants one of the wishes; what cannot be granted is dropped, its node asks again.
+fn granted(state: &State, live: &Live, wishes: &mut Vec<Wish>, now: UnixMillis) -> Option<Entry> {
+    while let Some(wish) = wishes.pop() {
+        let granted = match wish {
+            Wish::Leave(id) => match state.nodes.get(&id) {
+                Some(node) if node.role == Role::Manager => {
+                    let Node { availability, ref labels, .. } = *node.value;
+                    let wish = NodeWish { role: Role::Worker, availability, labels: labels.clone() };
+                    intent::update_node(state, live, id, node.revision, wish, now).map(Some)
+                }
+                _ => Ok(None),
+            },
+            Wish::Renumber(id, lost) => intent::renumber_node(state, id, lost, now),
+        };
+        match granted {
+            Ok(Some(entry)) => return Some(entry),
+            Ok(None) => {}
+            Err(refusal) => tracing::warn!(%refusal, "a node does not get what it asks for"),
+        }
+    }
+    None
+}
+
 /// An entry that takes over what a node says of itself, if one says something new.
 fn description_changed(state: &State, live: &Live, now: UnixMillis) -> Option<Entry> {
     let mut told = live.nodes.values().filter_map(|node| {
         let known = state.nodes.get(&node.report.node)?;
-        let new = Node { description: node.report.description.clone(), ..Node::clone(known) };
-        intent::put_node(state, new, now).ok().flatten()
+        let description = node.report.description.clone();
+        intent::describe_node(state, known.id, known.hostname.clone(), description, now).ok().flatten()
     });
     told.next()
-}
-
-/// Who was heard when, and what they said last.
-struct Roster {
-    elected_at: UnixMillis,
-    edition: u64,
-    nodes: BTreeMap<NodeId, Heard>,
-}
-
-struct Heard {
-    /// Monotonic: a clock that is set by NTP makes nobody silent.
-    last: Instant,
-    since: UnixMillis,
-    ready: bool,
-    report: Report,
-}
-
-impl Roster {
-    fn new(now: UnixMillis) -> Self {
-        Self { elected_at: now, edition: 0, nodes: BTreeMap::new() }
-    }
-
-    /// Takes a message in; tells whether it may change a plan.
-    fn hear(&mut self, message: Message) -> bool {
-        let now = clock::now();
-        match message {
-            Message::Heartbeat(node) => {
-                if let Some(heard) = self.nodes.get_mut(&node) {
-                    heard.last = Instant::now();
-                }
-                false
-            }
-            Message::Report(report) => {
-                let before = self.nodes.get(&report.node);
-                let changed = before.is_none_or(|heard| heard.report != *report);
-                let since = before.filter(|heard| heard.ready).map_or(now, |heard| heard.since);
-                self.nodes.insert(report.node, Heard { last: Instant::now(), since, ready: true, report: *report });
-                self.edition += u64::from(changed);
-                changed
-            }
-        }
-    }
-
-    fn live(&mut self, now: UnixMillis) -> Live {
-        for heard in self.nodes.values_mut() {
-            let ready = heard.last.elapsed() < SILENCE;
-            if heard.ready != ready {
-                (heard.ready, heard.since) = (ready, now);
-                self.edition += 1;
-            }
-        }
-        let nodes = self.nodes.iter().map(|(id, heard)| {
-            (*id, NodeLive { ready: heard.ready, since: heard.since, report: heard.report.clone() })
-        });
-        Live { nodes: nodes.collect(), down_after: self.elected_at + DOWN_AFTER, edition: self.edition }
-    }
-
-    /// When the next node is down if nothing is heard of it.
-    fn next_down(&self, now: UnixMillis) -> Option<UnixMillis> {
-        let left = |heard: &Heard| SILENCE.saturating_sub(heard.last.elapsed()).as_millis();
-        let ready = self.nodes.values().filter(|heard| heard.ready);
-        let ready = ready.map(|heard| now + Millis(u64::try_from(left(heard)).unwrap_or(u64::MAX)));
-        let grace = self.elected_at + DOWN_AFTER;
-        ready.chain((grace > now).then_some(grace)).min()
-    }
 }

@@ -1,4 +1,8 @@
 //! Sessions: where leader and agents meet. Assignments go one way and only the newest counts; reports go the other.
+//!
+//! In: a leader that has just been elected makes [`Sessions`]; whoever carries a node's words (the link of the same process, or
+//! the server of the `edge-node/1` protocol) opens that node's [`Session`]. Out: when the leadership ends, the sessions are
+//! dropped, and every session sees its end.
 
 use orchestrator_core::{
     assignment::Assignment,
@@ -10,13 +14,17 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// What an agent tells the leader.
+/// What a node tells the leader.
 #[derive(Clone, Debug)]
 pub enum Message {
     /// It is alive and nothing changed.
     Heartbeat(NodeId),
     /// Everything about it.
     Report(Box<Report>),
+    /// It leaves the cluster now.
+    Leave(NodeId),
+    /// Its store with this raft id is damaged.
+    StoreLost(NodeId, u64),
 }
 
 /// Messages that wait for the leader. A report replaces the one before, so a slow leader loses nothing by a full queue:
@@ -25,17 +33,18 @@ const INBOX: usize = 256;
 
 type Assigned = watch::Sender<Option<Arc<Assignment>>>;
 
-/// All open sessions of this leader.
+/// All open sessions of one leadership.
 #[derive(Debug)]
 pub struct Sessions {
     open: Mutex<BTreeMap<NodeId, Assigned>>,
     inbox: mpsc::Sender<Message>,
 }
 
-/// The agent's end of a session. Dropping it ends the session.
+/// The node's end of a session. Dropping it ends the session.
 #[derive(Debug)]
 pub struct Session {
-    /// The newest assignment; `None` until the leader has one.
+    /// The newest assignment; `None` until the leader has one. Closed when the leadership ends, or when the same node opens
+    /// another session.
     pub assignments: watch::Receiver<Option<Arc<Assignment>>>,
     /// Takes reports and heartbeats.
     pub reports: mpsc::Sender<Message>,
@@ -49,7 +58,7 @@ impl Sessions {
         (Arc::new(Self { open: Mutex::default(), inbox }), messages)
     }
 
-    /// Opens the session of `node`; an older one of the same node gets nothing more.
+    /// Opens the session of `node` and ends an older one of it.
     #[must_use]
     pub fn open(&self, node: NodeId) -> Session {
         let (sender, assignments) = watch::channel(None);
@@ -57,26 +66,32 @@ impl Sessions {
         Session { assignments, reports: self.inbox.clone() }
     }
 
-    /// Offers each session its assignment; what is unchanged wakes nobody.
-    pub(crate) fn assign(&self, make: impl Fn(NodeId) -> Option<Assignment>) {
-        self.lock().retain(|_, session| !session.is_closed());
-        for (node, session) in self.lock().iter() {
-            let Some(new) = make(*node) else { continue };
-            session.send_if_modified(|current| {
-                let same = current.as_ref().is_some_and(|old| old.term == new.term && old.says_the_same(&new));
-                if !same {
-                    *current = Some(Arc::new(new));
-                }
-                !same
-            });
-        }
+    /// Ends the sessions of nodes that are no members any more.
+    pub(crate) fn keep(&self, is_member: impl Fn(NodeId) -> bool) {
+        self.lock().retain(|node, session| is_member(*node) && !session.is_closed());
     }
 
-    /// Wakes all agents, so that they report to a new leader.
-    pub(crate) fn greet_all(&self) {
-        for session in self.lock().values() {
-            session.send_modify(|_| {});
-        }
+    /// Nodes with an open session.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.lock().keys().copied().collect()
+    }
+
+    /// Offers a session its assignment; what is unchanged wakes nobody.
+    pub(crate) fn assign(&self, node: NodeId, new: Assignment) {
+        let open = self.lock();
+        let Some(session) = open.get(&node) else { return };
+        session.send_if_modified(|current| {
+            let same = current.as_ref().is_some_and(|old| old.says_the_same(&new));
+            if !same {
+                *current = Some(Arc::new(new));
+            }
+            !same
+        });
+    }
+
+    /// Ends all sessions: the leadership is over.
+    pub(crate) fn end(&self) {
+        self.lock().clear();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Assigned>> {

@@ -10,7 +10,10 @@ use std::{
 use async_trait::async_trait;
 use orchestrator::store::{Leadership, Member, PeerError, Peers, Store, StoreConfig};
 use orchestrator_core::{
-    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, UnixMillis},
+    model::{
+        Availability, Ca, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret, Secret16, Settings, Tokens,
+        UnixMillis,
+    },
     state::{Action, Change, Entry, Object, State},
 };
 
@@ -31,7 +34,9 @@ pub(crate) async fn found(dir: &Path) -> Store {
 
 /// The first entry of a cluster.
 pub(crate) fn founding() -> Entry {
-    let cluster = Cluster { id: ClusterId(1), created_at: UnixMillis(0), task_history: Cluster::TASK_HISTORY };
+    let ca = Ca { certificate: Vec::new(), key: Secret(Vec::new()) };
+    let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+    let cluster = Cluster::new(ClusterId(1), ca, tokens, Settings::default(), UnixMillis(0));
     entry([Object::Cluster(cluster)])
 }
 
@@ -47,6 +52,7 @@ pub(crate) fn node(number: u128, padding: usize) -> Object {
         id: NodeId(number),
         hostname: "x".repeat(padding),
         role: Role::Worker,
+        raft_id: None,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: NodeDescription::default(),

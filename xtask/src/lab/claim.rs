@@ -5,8 +5,9 @@
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    fs::File,
-    io::{Read, Seek, Write},
+    fs::{self, File},
+    io::{ErrorKind, Read, Seek, Write},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
@@ -47,32 +48,37 @@ impl Claim {
 
     /// Marks the machine's lab as being up in this folder.
     pub(super) fn mark(&mut self) -> Result<()> {
-        let folder = self.folder.clone();
-        self.write(&folder.to_string_lossy())
+        let mut put = || {
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            self.file.write_all(self.folder.as_os_str().as_bytes())
+        };
+        put().with_context(|| format!("write {FILE}"))
     }
 
     /// Marks that no lab is up.
     pub(super) fn unmark(&mut self) -> Result<()> {
-        self.write("")
-    }
-
-    fn write(&mut self, text: &str) -> Result<()> {
-        let mut put = || {
-            self.file.set_len(0)?;
-            self.file.rewind()?;
-            self.file.write_all(text.as_bytes())
-        };
-        put().with_context(|| format!("write {FILE}"))
+        // Who waits for the lock meanwhile gets it on a file without a name, and looks again.
+        match fs::remove_file(FILE) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| format!("remove {FILE}")),
+            _ => Ok(()),
+        }
     }
 }
 
 /// The locked file and the folder it names; an empty path, which exists nowhere, where it names none.
 fn locked() -> Result<(File, PathBuf)> {
-    let mut options = File::options();
-    let options = options.create(true).truncate(false).read(true).write(true);
-    let mut file = options.open(FILE).with_context(|| format!("open {FILE}"))?;
-    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
-    let mut owner = String::new();
-    file.read_to_string(&mut owner).with_context(|| format!("read {FILE}"))?;
-    Ok((file, PathBuf::from(owner.trim())))
+    loop {
+        let mut options = File::options();
+        let options = options.create(true).truncate(false).read(true).write(true);
+        let mut file = options.open(FILE).with_context(|| format!("open {FILE}"))?;
+        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {FILE}"))?;
+        let inode = |data: fs::Metadata| data.ino();
+        if fs::metadata(FILE).ok().map(inode) != file.metadata().ok().map(inode) {
+            continue;
+        }
+        let mut owner = String::new();
+        file.read_to_string(&mut owner).with_context(|| format!("read {FILE}"))?;
+        return Ok((file, PathBuf::from(owner.trim())));
+    }
 }

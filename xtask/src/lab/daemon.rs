@@ -18,7 +18,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Stdio,
-    thread::sleep,
+    thread::{scope, sleep},
     time::{Duration, Instant},
 };
 
@@ -70,11 +70,10 @@ fn configuration(node: &NodeFolder, number: u8, entry: &Entry) -> String {
     };
     format!(
         "state-dir = {:?}\nrun-dir = \"/run/edged/{place}\"\nsocket = {:?}\nhostname = \"{place}\"\nnode-key = {:?}\n\
-         advertise-addr = {:?}\nuplinks = [\"{UPLINK}\"]\ninsecure-registries = [\"{}:5000\", \"127.0.0.1:5000\"]\n{entry}",
+         uplinks = [\"{UPLINK}\"]\ninsecure-registries = [\"{}:5000\", \"127.0.0.1:5000\"]\n{entry}",
         node.state(),
         node.socket(),
         key(number),
-        place.address4(),
         Place::Client.address4(),
     )
 }
@@ -102,6 +101,15 @@ pub(super) fn start(folder: &Folder, number: u8, binaries: &Path) -> Result<()> 
     answers(&node, &process).with_context(|| {
         let tail = node.log_tail().unwrap_or_default();
         format!("edged of n{number} does not come up; the end of {}:\n{tail}", node.log().display())
+    })
+}
+
+/// Starts several nodes' daemons side by side and waits until all answer.
+pub(super) fn start_all(folder: &Folder, numbers: &[u8], binaries: &Path) -> Result<()> {
+    scope(|scope| {
+        let starts: Vec<_> = numbers.iter().map(|number| scope.spawn(|| start(folder, *number, binaries))).collect();
+        let mut ends = starts.into_iter().map(|start| start.join().expect("starting a daemon does not panic"));
+        ends.try_for_each(|end| end)
     })
 }
 
@@ -155,30 +163,33 @@ pub(super) fn tokens(folder: &Folder) -> Result<(String, String)> {
     token("Manager").zip(token("Worker")).context("GET /swarm names no join tokens")
 }
 
-/// Ends a node's daemon with SIGTERM, and with SIGKILL where that is not heard.
-pub(super) fn stop(folder: &Folder, number: u8) -> Result<()> {
-    end(&folder.node(number), &[Signal::TERM, Signal::KILL])
+/// Ends daemons with SIGTERM, and with SIGKILL where that is not heard.
+pub(super) fn stop(folder: &Folder, numbers: &[u8]) -> Result<()> {
+    end(folder, numbers, &[Signal::TERM, Signal::KILL])
 }
 
-/// Ends a node's daemon with SIGKILL.
-pub(super) fn kill(folder: &Folder, number: u8) -> Result<()> {
-    end(&folder.node(number), &[Signal::KILL])
+/// Ends daemons with SIGKILL, all at once.
+pub(super) fn kill(folder: &Folder, numbers: &[u8]) -> Result<()> {
+    end(folder, numbers, &[Signal::KILL])
 }
 
-fn end(node: &NodeFolder, signals: &[Signal]) -> Result<()> {
+fn end(folder: &Folder, numbers: &[u8], signals: &[Signal]) -> Result<()> {
+    let processes = || numbers.iter().filter_map(|number| running(&folder.node(*number)));
     for signal in signals {
-        let Some(process) = running(node) else { break };
-        process.signal(*signal)?;
-        let ended =
-            wait(ENDS_WITHIN, || if process.lives() { Err(Pending("it runs".to_owned()).into()) } else { Ok(()) });
-        if ended.is_err() {
-            eprintln!("edged (pid {}) does not end by {signal:?} within {} s", process.pid, ENDS_WITHIN.as_secs());
+        let asked: Vec<Process> = processes().collect();
+        asked.iter().try_for_each(|process| process.signal(*signal))?;
+        let ended = wait(ENDS_WITHIN, || match asked.iter().find(|process| process.lives()) {
+            Some(process) => Err(Pending(format!("pid {} runs", process.pid)).into()),
+            None => Ok(()),
+        });
+        if let Err(error) = ended {
+            eprintln!("edged does not end by {signal:?}: {error:#}");
         }
     }
-    match running(node) {
-        Some(process) => bail!("edged (pid {}) cannot be ended", process.pid),
-        None => remove_file(&node.pid()),
+    if let Some(process) = processes().next() {
+        bail!("edged (pid {}) cannot be ended", process.pid);
     }
+    numbers.iter().try_for_each(|number| remove_file(&folder.node(*number).pid()))
 }
 
 /// Has the daemon remove everything it made on its node.
@@ -291,7 +302,7 @@ mod tests {
         assert_eq!(
             configuration(&folder.node(1), 1, &Entry::Init),
             "state-dir = \"/lab/n1/state\"\nrun-dir = \"/run/edged/n1\"\nsocket = \"/lab/n1/docker.sock\"\nhostname = \"n1\"\n\
-             node-key = \"lab-n1\"\nadvertise-addr = \"10.99.0.1\"\nuplinks = [\"eth0\"]\n\
+             node-key = \"lab-n1\"\nuplinks = [\"eth0\"]\n\
              insecure-registries = [\"10.99.0.254:5000\", \"127.0.0.1:5000\"]\ninit = true\n"
         );
         let joining = configuration(&folder.node(2), 2, &Entry::Join("EDGE-1-a-b".to_owned()));

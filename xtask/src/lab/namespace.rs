@@ -13,6 +13,7 @@ use rustix::{
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     process::Command,
@@ -20,6 +21,9 @@ use std::{
 
 /// The kinds of namespaces a place has, by the names that /proc/PID/ns has for them.
 pub(super) const KINDS: [&str; 3] = ["net", "uts", "mnt"];
+
+/// Where daemons of all places have their runtime folders.
+const RUN: &str = "/run/edged";
 
 /// What a place looks like from inside, run once in its new namespaces; `$1` its name, `$2` the folder of the namespace
 /// files, `$3` its resolv.conf.
@@ -36,7 +40,8 @@ mount --rbind "$holder" /sys/fs/cgroup
 umount --lazy "$holder"
 rmdir "$holder"
 mount -t bpf bpf /sys/fs/bpf
-# Its own runtime folder, as on a machine of its own; the daemon's is below it, since it removes that itself.
+# Its own runtime folder, as on a machine of its own; the daemon's is below it, since it removes that itself. The folder
+# on which it is mounted is the machine's.
 mkdir -p /run/edged
 mount -t tmpfs -o mode=0755 edged-run /run/edged
 # The world outside, and with it the upstream name server, is the client.
@@ -131,6 +136,16 @@ pub(super) fn remove(folder: &Folder) -> Result<()> {
         unmount(&at, UnmountFlags::DETACH).with_context(|| format!("unmount {}", at.display()))?;
     }
     Ok(())
+}
+
+/// Removes the machine's folder on which every place mounted its runtime folder, unless something else uses it.
+pub(super) fn remove_mount_point() -> Result<()> {
+    match fs::remove_dir(RUN) {
+        Err(error) if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
+            Err(error).with_context(|| format!("remove {RUN}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn mounted(path: &Path) -> Result<bool> {

@@ -10,11 +10,12 @@
 use anyhow::{Context, Result, bail};
 use std::{
     fmt,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-/// The addresses .1 to .200 are nodes'; the rest of the /24 is left for the client and what tests add.
+/// The addresses .1 to .200 are nodes' first ones; the rest of the /24 is left for the client, the switch and what tests add.
 pub(crate) const MAX_NODES: u8 = 200;
 
 /// One of the lab's network namespaces.
@@ -43,12 +44,25 @@ impl Place {
     }
 
     pub(crate) fn address6(self) -> String {
-        format!("fd99::{:x}", self.number())
+        address6(self.number())
     }
 
     /// A fixed, locally administered Ethernet address.
     pub(crate) fn mac(self) -> String {
         format!("02:00:0a:63:00:{:02x}", self.number())
+    }
+}
+
+/// The IPv6 address that goes with the last number of an IPv4 address.
+pub(crate) fn address6(number: u8) -> String {
+    format!("fd99::{number:x}")
+}
+
+/// Refuses an address that no node of a lab can have.
+pub(crate) fn check_address(address: Ipv4Addr) -> Result<()> {
+    match address.octets() {
+        [10, 99, 0, 1..=252] => Ok(()),
+        _ => bail!("{address} is no address of a lab's node: use 10.99.0.1 to 10.99.0.252"),
     }
 }
 
@@ -165,6 +179,16 @@ mod tests {
         let shown = |place: Place| format!("{place} {} {} {}", place.address4(), place.address6(), place.mac());
         assert_eq!(shown(Place::Node(12)), "n12 10.99.0.12 fd99::c 02:00:0a:63:00:0c");
         assert_eq!(shown(Place::Client), "client 10.99.0.254 fd99::fe 02:00:0a:63:00:fe");
+    }
+
+    #[test]
+    fn a_node_may_have_what_is_not_reserved_in_the_labs_network() {
+        for fits in ["10.99.0.1", "10.99.0.102", "10.99.0.252"] {
+            check_address(fits.parse().unwrap()).unwrap();
+        }
+        for wrong in ["10.99.0.0", "10.99.0.253", "10.99.0.255", "10.99.1.1", "192.168.0.1"] {
+            assert!(check_address(wrong.parse().unwrap()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@
 
 use super::{
     namespace::on_network,
-    topology::{Folder, Place},
+    topology::{self, Folder, Place},
 };
 use crate::process::{fed, output};
 use anyhow::{Context, Result};
+use std::net::Ipv4Addr;
 
 /// The name of every place's uplink.
 pub(super) const UPLINK: &str = "eth0";
@@ -35,25 +36,33 @@ pub(super) fn plug(folder: &Folder, place: Place) -> Result<()> {
     )?;
     // A veth accepts frames that XDP sends from its peer only while its own NAPI runs; receive offload switches it on.
     output(&mut on_network(folder, Place::Switch, "ethtool", &["-K", &place.to_string(), "gro", "on"]))?;
-    let (address4, address6) = (place.address4(), place.address6());
-    ip(
-        folder,
-        place,
-        &format!(
-            "link set lo up\n\
-             link set {UPLINK} up\n\
-             address add {address4}/24 brd + dev {UPLINK}\n\
-             address add {address6}/64 dev {UPLINK} nodad\n"
-        ),
-    )?;
+    ip(folder, place, &format!("link set lo up\nlink set {UPLINK} up\n"))?;
+    address(folder, place, &place.address4(), &place.address6())?;
     if place == Place::Client {
         // The client is the nodes' default route and the end of the world: nothing leaves the machine through it.
         let close = "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding";
         output(&mut on_network(folder, place, "sh", &["-c", close]))?;
         return Ok(());
     }
+    routes(folder, place)
+}
+
+fn address(folder: &Folder, place: Place, address4: &str, address6: &str) -> Result<()> {
+    let add4 = format!("address add {address4}/24 brd + dev {UPLINK}");
+    ip(folder, place, &format!("{add4}\naddress add {address6}/64 dev {UPLINK} nodad\n"))
+}
+
+fn routes(folder: &Folder, place: Place) -> Result<()> {
     let (gateway4, gateway6) = (Place::Client.address4(), Place::Client.address6());
-    ip(folder, place, &format!("route add default via {gateway4}\nroute add default via {gateway6} dev {UPLINK}\n"))
+    let replace4 = format!("route replace default via {gateway4}");
+    ip(folder, place, &format!("{replace4}\nroute replace default via {gateway6} dev {UPLINK}\n"))
+}
+
+/// Takes a node's addresses away and gives it others, in the order in which a DHCP client does.
+pub(super) fn readdress(folder: &Folder, place: Place, address4: Ipv4Addr) -> Result<()> {
+    ip(folder, place, &format!("address flush dev {UPLINK} scope global\n"))?;
+    address(folder, place, &address4.to_string(), &topology::address6(address4.octets()[3]))?;
+    routes(folder, place)
 }
 
 /// Drops every frame between two places; doing it twice is doing it once.

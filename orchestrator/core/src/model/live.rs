@@ -12,7 +12,8 @@ pub struct Live {
     /// Nodes that have not reported are down from this time on: the election plus one grace period.
     pub down_after: UnixMillis,
     /// Raised by the leader whenever a report or a lost session changes something here: tells two assignments that were
-    /// made from one revision of the state apart.
+    /// made from one revision of the state apart. It starts from the leader's clock in milliseconds, not from 0: a leader
+    /// that is restarted may lead again in the same term, and what it assigns then is newer than what it assigned before.
     pub edition: u64,
 }
 
@@ -38,6 +39,11 @@ pub struct Report {
     pub revision: u64,
     /// What it is.
     pub description: NodeDescription,
+    /// The number that it keeps the log under; `None` while it keeps none.
+    pub raft: Option<u64>,
+    /// The number under which it kept the log until it lost it: its disk failed or the log was damaged. It needs another one
+    /// ([`crate::intent::renew_raft_id`]).
+    pub lost_log: Option<u64>,
     /// Its tasks.
     pub tasks: BTreeMap<TaskId, TaskReport>,
     /// Ports that processes outside our containers hold on it.

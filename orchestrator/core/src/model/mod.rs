@@ -1,17 +1,21 @@
 //! The nouns: what a user can ask for, what the cluster decided, and what a node saw. Values are valid by construction.
 
+mod constraint;
 mod container;
 mod id;
 mod live;
 mod name;
 mod object;
+mod secret;
 mod service;
 
+pub use constraint::*;
 pub use container::*;
 pub use id::*;
 pub use live::*;
 pub use name::*;
 pub use object::*;
+pub use secret::*;
 pub use service::*;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,11 @@
 //! Replicated objects: what the cluster agreed on. Each has a revision, the index of the log entry that wrote it last.
 
-use super::{ClusterId, FailureAction, Name, NodeId, Platform, PortSpec, ServiceId, ServiceSpec, TaskId, UnixMillis};
-use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
+use super::{
+    ClusterId, FailureAction, Invalid, Millis, Name, NodeId, Platform, PortSpec, Secret, Secret16, ServiceId,
+    ServiceSpec, TaskId, UnixMillis,
+};
+use alloc::{collections::BTreeMap, format, string::String, sync::Arc, vec::Vec};
+use core::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 /// The cluster itself.
@@ -11,14 +15,124 @@ pub struct Cluster {
     pub id: ClusterId,
     /// When it was initialised.
     pub created_at: UnixMillis,
-    /// Ended tasks kept per slot for `service ps`.
-    pub task_history: u32,
+    /// What users may change.
+    pub settings: Settings,
+    /// The number that the next manager keeps the log under. Each promotion and each join takes a new one: a member that lost
+    /// its log must not vote under the number that it voted under before.
+    pub next_raft_id: u64,
+    /// What signs the certificates of all nodes.
+    pub ca: Ca,
+    /// What lets nodes in.
+    pub tokens: Tokens,
+    /// The longest [`Settings::cert_validity`] that was ever in force.
+    pub longest_validity: Millis,
+    /// Nodes that were removed, each with the time until which it is refused: its last certificate has run out then.
+    pub removed: BTreeMap<NodeId, UnixMillis>,
 }
 
 impl Cluster {
-    /// Docker's `--task-history-limit`.
-    pub const TASK_HISTORY: u32 = 5;
+    /// The number that the first manager keeps the log under.
+    pub const FIRST_RAFT_ID: u64 = 1;
+
+    /// A cluster that begins now, with one manager.
+    #[must_use]
+    pub fn new(id: ClusterId, ca: Ca, tokens: Tokens, settings: Settings, now: UnixMillis) -> Self {
+        let longest_validity = settings.cert_validity;
+        Self {
+            id,
+            created_at: now,
+            settings,
+            next_raft_id: Self::FIRST_RAFT_ID + 1,
+            ca,
+            tokens,
+            longest_validity,
+            removed: BTreeMap::new(),
+        }
+    }
 }
+
+/// What users may change about the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Ended tasks kept per slot for `service ps`.
+    pub task_history: u32,
+    /// Time between two signs of life of a node.
+    pub heartbeat: Millis,
+    /// A node that was not heard of for this long is down.
+    pub down_after: Millis,
+    /// How long new node certificates are good for.
+    pub cert_validity: Millis,
+    /// Labels of the cluster.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            // Docker's `--task-history-limit`.
+            task_history: 5,
+            heartbeat: Millis(1000),
+            // Five missed heartbeats: Wi-Fi loses one or two now and then.
+            down_after: Millis(5000),
+            // Docker's `--cert-expiry`: 90 days.
+            cert_validity: Millis::from_secs(90 * 24 * 60 * 60),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Bounds of the time between two signs of life: below, the cluster is busy with them; above, nobody would call it alive.
+    pub const HEARTBEAT: RangeInclusive<Millis> = Millis(100)..=Millis::from_secs(60);
+    /// Signs of life that may be lost in a row before a node is down.
+    pub const MISSED_HEARTBEATS_MIN: u64 = 3;
+    /// Shorter lives of certificates would have nodes renew them all the time, and clocks are rarely that exact.
+    pub const CERT_VALIDITY_MIN: Millis = Millis::from_secs(60 * 60);
+
+    /// Whether the values fit together.
+    ///
+    /// # Errors
+    /// The first one that does not, by its name.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let Self { heartbeat, down_after, cert_validity, .. } = self;
+        if !Self::HEARTBEAT.contains(heartbeat) {
+            return Err(Invalid::new("heartbeat", format!("{} ms is not between 100 ms and 60 s", heartbeat.0)));
+        }
+        let least = heartbeat.0 * Self::MISSED_HEARTBEATS_MIN;
+        if down_after.0 < least {
+            let why = format!("{} ms is less than three heartbeats ({least} ms)", down_after.0);
+            return Err(Invalid::new("down-after", why));
+        }
+        if *cert_validity < Self::CERT_VALIDITY_MIN {
+            let why = format!("{} s is less than an hour", cert_validity.0 / 1000);
+            return Err(Invalid::new("cert-expiry", why));
+        }
+        Ok(())
+    }
+}
+
+/// The authority that signs the certificates of all nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ca {
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Its key, PKCS #8 DER.
+    pub key: Secret,
+}
+
+/// The secrets in join tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Lets a worker in.
+    pub worker: Secret16,
+    /// Lets a manager in.
+    pub manager: Secret16,
+}
+
+/// What everyone who decides relies on as a whole: which names, ports, addresses and numbers are free. No guard on single
+/// objects can tell that; such decisions therefore write this object, and of two that did not see each other one fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn;
 
 /// A member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +141,11 @@ pub struct Node {
     pub id: NodeId,
     /// Host name, as the node told it.
     pub hostname: String,
-    /// Whether it keeps the replicated state.
+    /// Whether it shall keep the replicated state.
     pub role: Role,
+    /// The number that it keeps the log under; there is one exactly if it shall be a manager. Whether it is a member of the
+    /// log yet, or still, only the log's own membership tells ([`crate::members`]).
+    pub raft_id: Option<u64>,
     /// Whether tasks may be placed on it.
     pub availability: Availability,
     /// Labels set by users.
@@ -54,6 +171,21 @@ pub struct NodeDescription {
     pub labels: BTreeMap<String, String>,
     /// Address that others reach it by, without port.
     pub address: String,
+    /// UDP port of its control endpoint.
+    pub port: u16,
+}
+
+impl NodeDescription {
+    /// Its control endpoint as `address:port`, an IPv6 address in brackets; `None` if it has told no address.
+    #[must_use]
+    pub fn control(&self) -> Option<String> {
+        let Self { address, port, .. } = self;
+        match address.as_str() {
+            "" => None,
+            v6 if v6.contains(':') => Some(format!("[{v6}]:{port}")),
+            _ => Some(format!("{address}:{port}")),
+        }
+    }
 }
 
 /// Whether a node keeps the replicated state.

@@ -1,6 +1,6 @@
 //! What a user asks for: a service. [`ServiceSpec`] can only be made from [`ServiceParts`] that fit together.
 
-use super::{ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources};
+use super::{Constraint, ContainerSpec, HealthTest, Invalid, Millis, Mount, MountSource, Name, Resources, Settings};
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
@@ -32,6 +32,38 @@ pub struct ServiceParts {
     pub rollback: UpdateConfig,
     /// How others reach the tasks.
     pub endpoint: EndpointSpec,
+    /// What becomes of a task whose node reaches no manager; `None` leaves it to the number of replicas
+    /// ([`ServiceParts::disconnect_stop`]).
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long such a node waits before it stops the task; `None` is twice [`Settings::down_after`].
+    pub disconnect_grace: Option<Millis>,
+}
+
+/// What becomes of a task whose node reaches no manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnDisconnect {
+    /// It goes on: better twice than not at all.
+    Keep,
+    /// It ends after the grace: better not at all than twice.
+    Stop,
+}
+
+impl ServiceParts {
+    /// After which time without a manager a node stops a task of this service; `None` if it keeps it. Unless the user says
+    /// otherwise, the only replica of a service is stopped: it may guard data that two must not write.
+    #[must_use]
+    pub fn disconnect_stop(&self, settings: &Settings) -> Option<Millis> {
+        let on_disconnect = self.on_disconnect.unwrap_or(match self.mode {
+            Mode::Replicated { replicas: 1 } => OnDisconnect::Stop,
+            Mode::Replicated { .. } | Mode::Global => OnDisconnect::Keep,
+        });
+        match on_disconnect {
+            OnDisconnect::Keep => None,
+            OnDisconnect::Stop => {
+                Some(self.disconnect_grace.unwrap_or(Millis(settings.down_after.0.saturating_mul(2))))
+            }
+        }
+    }
 }
 
 /// What each task of a service is.
@@ -104,49 +136,6 @@ pub struct Placement {
     pub max_per_node: u32,
     /// Platforms the image has; empty if not known.
     pub platforms: Vec<Platform>,
-}
-
-/// A condition on a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Constraint {
-    /// `node.id`, `node.hostname`, `node.ip`, `node.role`, `node.platform.os`, `node.platform.arch`, `node.labels.KEY` or
-    /// `engine.labels.KEY`.
-    pub key: String,
-    /// Whether the values must be equal (`==`) or differ (`!=`).
-    pub equal: bool,
-    /// The value.
-    pub value: String,
-}
-
-impl Constraint {
-    /// Reads `node.labels.zone==a` or `node.role != manager`.
-    ///
-    /// # Errors
-    /// No `==` or `!=`, or a key that no node can have.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let refuse = |why| Err(Invalid::new("constraint", why));
-        let (key, equal, value) = match (text.split_once("!="), text.split_once("==")) {
-            (Some((key, value)), None) => (key, false, value),
-            (None, Some((key, value))) => (key, true, value),
-            _ => return refuse(format!("{text:?} must be KEY==VALUE or KEY!=VALUE")),
-        };
-        let (key, value) = (key.trim(), value.trim());
-        const KEYS: [&str; 6] =
-            ["node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch"];
-        let label = ["node.labels.", "engine.labels."]
-            .iter()
-            .any(|prefix| key.strip_prefix(prefix).is_some_and(|label| !label.is_empty()));
-        if !KEYS.contains(&key) && !label {
-            return refuse(format!(
-                "unknown key {key:?}; use one of {} or node.labels.KEY, engine.labels.KEY",
-                KEYS.join(", ")
-            ));
-        }
-        if value.is_empty() {
-            return refuse(format!("{text:?} has no value"));
-        }
-        Ok(Self { key: key.into(), equal, value: value.into() })
-    }
 }
 
 /// Operating system and architecture in Go's words (`linux`, `arm64`), as images carry them.
@@ -293,6 +282,12 @@ impl ServiceSpec {
             if config.max_failure_ppm > 1_000_000 {
                 return Err(Invalid::new(field, "max-failure-ratio must be between 0 and 1"));
             }
+        }
+        if parts.on_disconnect == Some(OnDisconnect::Keep) && parts.disconnect_grace.is_some() {
+            return Err(Invalid::new(
+                "disconnect-grace",
+                "has no meaning with on-disconnect keep: leave one of them out",
+            ));
         }
         if parts.rollback.on_failure == FailureAction::Rollback {
             return Err(Invalid::new("rollback-config", "failure-action must be pause or continue"));

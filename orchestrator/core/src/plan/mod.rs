@@ -22,6 +22,7 @@
 //! stands for the slot; a second one that has not ended is the old half of a start-first update.
 
 mod address;
+mod constraint;
 mod outcomes;
 mod place;
 mod reap;

@@ -1,16 +1,17 @@
 //! Takes over what nodes reported: ends of tasks, and nodes that are down, drained or gone.
 
 use super::{
-    place::broken_constraint,
+    constraint::broken_constraint,
     work::{Life, Work},
 };
 use crate::{
     model::{
-        Availability, Desired, End, HeldPort, Millis, NodeId, Outcome, Slot, Task, TaskId, TaskReport, TaskState,
-        UnixMillis,
+        Availability, Desired, End, HeldPort, Millis, NodeId, Outcome, Service, Slot, Task, TaskId, TaskReport,
+        TaskState, UnixMillis, UpdateOrder,
     },
     state::Stored,
 };
+use alloc::vec::Vec;
 
 /// A node that is down for this long will not tell any more how its tasks ended (SwarmKit `defaultOrphanTimeout`, 24 h).
 const ORPHANED_AFTER: Millis = Millis::from_secs(24 * 60 * 60);
@@ -72,28 +73,58 @@ fn outcome(task: &Task, report: &TaskReport, now: UnixMillis) -> Option<Outcome>
 
 /// Ends tasks whose place is lost and makes others for their slots: nodes that are down, drained or that a constraint of the
 /// task now excludes. Tasks of global services wait for their node to come back.
+///
+/// A service that is updated start-first is moved that way, too: what serves on a drained node goes once its successor is up.
 pub(super) fn evict(work: &mut Work<'_>) {
     for service in work.service_ids() {
-        let Some((wanted, _)) = work.wanted(service) else { continue };
+        let Some((wanted, version)) = work.wanted(service) else { continue };
         if wanted.removed {
             continue;
         }
+        let start_first = version.spec.update.order == UpdateOrder::StartFirst;
         for (&slot, tasks) in work.slots_of(service).iter() {
-            let Some(head) = work.head(tasks) else { continue };
-            for &id in tasks {
-                if !lost(work, slot, id) {
-                    continue;
-                }
-                work.end_task(id);
-                if id == head && matches!(slot, Slot::Replica(_)) {
-                    work.create_task(&wanted, slot);
-                }
-            }
+            evict_slot(work, &wanted, start_first, slot, tasks);
         }
     }
 }
 
-fn lost(work: &mut Work<'_>, slot: Slot, id: TaskId) -> bool {
+fn evict_slot(work: &mut Work<'_>, service: &Service, start_first: bool, slot: Slot, tasks: &[TaskId]) {
+    let Some(head) = work.head(tasks) else { return };
+    let is_open = |id: &TaskId| work.task(*id).desired == Desired::Run && work.task(*id).outcome.is_none();
+    let open: Vec<TaskId> = tasks.iter().copied().filter(is_open).collect();
+    let (leaving, staying): (Vec<TaskId>, Vec<TaskId>) = open.iter().partition(|id| lost(work, slot, **id));
+    one_of(work, &staying);
+    if leaving.is_empty() {
+        return;
+    }
+    let is_replica = matches!(slot, Slot::Replica(_));
+    let replaced = staying.iter().any(|id| work.running_since(*id).is_some());
+    let serves = leaving.iter().rev().copied().find(|id| work.may_serve(*id));
+    let kept = serves.filter(|_| start_first && is_replica && !replaced);
+    for id in leaving.iter().copied().filter(|id| Some(*id) != kept) {
+        work.end_task(id);
+    }
+    if is_replica && staying.is_empty() && leaving.contains(&head) {
+        work.create_task(service, slot);
+    }
+}
+
+/// Of two tasks of one version that a move left in a slot, when there is no need for it any more, the one that serves stays.
+fn one_of(work: &mut Work<'_>, open: &[TaskId]) {
+    let Some((newest, others)) = open.split_last() else { return };
+    let version = work.task(*newest).version;
+    let twins: Vec<TaskId> = others.iter().copied().filter(|id| work.task(*id).version == version).collect();
+    if work.running_since(*newest).is_none() && twins.iter().any(|id| work.may_serve(*id)) {
+        work.end_task(*newest);
+    } else {
+        for id in twins {
+            work.end_task(id);
+        }
+    }
+}
+
+/// Whether a task that is to run must leave its place.
+pub(super) fn lost(work: &mut Work<'_>, slot: Slot, id: TaskId) -> bool {
     let task = work.task(id).value.clone();
     let open = task.desired == Desired::Run && task.outcome.is_none();
     let Some(placed) = task.placed.as_ref().filter(|_| open) else { return false };

@@ -4,13 +4,14 @@
 use super::{
     NodeRefusal, Subject, Why,
     address::Numbers,
+    constraint::{broken_constraint, fits_platform},
     work::{Life, Work},
 };
 use crate::{
     assignment::published_ports,
     model::{
-        Availability, Constraint, Desired, End, HeldPort, Millis, Node, NodeId, Placed, Placement, Platform, PortSpec,
-        Protocol, PublishMode, Resources, Role, Service, ServiceId, ServiceSpec, Slot, Task, TaskId,
+        Availability, Desired, End, HeldPort, Millis, Node, NodeId, Placed, Placement, PortSpec, Protocol, PublishMode,
+        Resources, Service, ServiceId, ServiceSpec, Slot, Task, TaskId,
     },
     state::Key,
 };
@@ -29,42 +30,6 @@ const PREDECESSOR_WAIT: Millis = Millis::from_secs(60);
 /// SwarmKit's rule (`manager/scheduler/nodeinfo.go`) with 3 instead of 5: what could not be started is tried ever more seldom.
 const FAILING: u32 = 3;
 const FAILURES_WITHIN: Millis = Millis::from_secs(5 * 60);
-
-/// The first constraint that does not hold on a node.
-pub(super) fn broken_constraint<'p>(placement: &'p Placement, node: &Node) -> Option<&'p Constraint> {
-    let holds = |constraint: &&Constraint| {
-        let Constraint { key, equal, value } = constraint;
-        let label = |labels: &BTreeMap<String, String>, key: &str| labels.get(key).is_some_and(|found| found == value);
-        let platform =
-            |part: fn(&Platform) -> &str| node.description.platform.as_ref().is_some_and(|p| part(p) == *value);
-        let same = match key.as_str() {
-            "node.id" => alloc::string::ToString::to_string(&node.id) == *value,
-            "node.hostname" => node.hostname == *value,
-            "node.ip" => node.description.address == *value,
-            "node.role" => value.eq_ignore_ascii_case(if node.role == Role::Manager { "manager" } else { "worker" }),
-            "node.platform.os" => platform(|p| &p.os),
-            "node.platform.arch" => platform(|p| &p.arch),
-            key => match (key.strip_prefix("node.labels."), key.strip_prefix("engine.labels.")) {
-                (Some(key), _) => label(&node.labels, key),
-                (_, Some(key)) => label(&node.description.labels, key),
-                _ => false,
-            },
-        };
-        same != *equal
-    };
-    placement.constraints.iter().find(holds)
-}
-
-/// Whether the image has a variant for a node; unknown on either side is no hindrance.
-pub(super) fn fits_platform(placement: &Placement, node: &Node) -> bool {
-    let Some(own) = &node.description.platform else { return true };
-    let fits = |image: &Platform| {
-        image.os == own.os
-            && image.arch == own.arch
-            && (image.variant.is_empty() || own.variant.is_empty() || image.variant <= own.variant)
-    };
-    placement.platforms.is_empty() || placement.platforms.iter().any(fits)
-}
 
 /// Places what has no node, and completes the backend numbers of what has one.
 pub(super) fn place(work: &mut Work<'_>) {

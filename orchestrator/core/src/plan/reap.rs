@@ -18,7 +18,7 @@ pub(super) fn vanished(work: &mut Work<'_>) {
 
 /// Deletes tasks that are only history, and too many; then versions and services that no task needs.
 pub(super) fn history(work: &mut Work<'_>) {
-    let limit = work.state.cluster.as_ref().map_or(0, |cluster| cluster.task_history) as usize;
+    let limit = work.state.cluster.as_ref().map_or(0, |cluster| cluster.settings.task_history) as usize;
     for service in work.service_ids() {
         let policy = work.wanted(service).map(|(_, version)| version.spec.task.restart);
         let limit = limit.max(policy.as_ref().map_or(0, kept_attempts));

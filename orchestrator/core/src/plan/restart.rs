@@ -1,6 +1,6 @@
 //! Slots whose task ended get a new one: when, and whether at all, is the restart policy's to say.
 
-use super::{Subject, Why, work::Work};
+use super::{Subject, Why, outcomes::lost, work::Work};
 use crate::model::{
     Desired, End, Millis, Outcome, RestartCondition, RestartPolicy, Service, Slot, Task, TaskId, UnixMillis,
     UpdateState,
@@ -28,9 +28,12 @@ pub(super) fn replace_ended(work: &mut Work<'_>) {
             }
             let task = work.task(head).value.clone();
             let Some(outcome) = &task.outcome else { continue };
-            // The old half of a start-first update, which is wanted again: it takes the slot back.
-            let stands_by = tasks.iter().map(|id| work.task(*id)).any(|other| {
-                other.desired == Desired::Run && other.outcome.is_none() && other.version == service.current
+            // The old half of a start-first update, which is wanted again: it takes the slot back. One that is being moved
+            // away serves on, but does not.
+            let stands_by = tasks.iter().any(|id| {
+                let other = work.task(*id);
+                let open = other.desired == Desired::Run && other.outcome.is_none();
+                open && other.version == service.current && !lost(work, slot, *id)
             });
             if stands_by {
                 work.end_task(head);

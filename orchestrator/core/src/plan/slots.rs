@@ -1,7 +1,7 @@
 //! The number of slots: as many as asked for, or one on each node that fits; none for a service that was removed.
 
 use super::{
-    place::{broken_constraint, fits_platform},
+    constraint::{broken_constraint, fits_platform},
     work::{Life, SlotTasks, Work},
 };
 use crate::model::{Availability, Desired, Mode, NodeId, Service, ServiceId, ServiceSpec, Slot, TaskId};

@@ -4,8 +4,8 @@
 use super::{Plan, Subject, Why};
 use crate::{
     model::{
-        Cluster, Desired, Live, Millis, NodeId, PublishMode, Service, ServiceId, Slot, SpecVersion, Task, TaskId,
-        TaskReport, TaskState, UnixMillis,
+        Desired, Live, Millis, NodeId, PublishMode, Service, ServiceId, Slot, SpecVersion, Task, TaskId, TaskReport,
+        TaskState, Turn, UnixMillis,
     },
     state::{Action, Change, Entry, Guard, Key, Object, State, Stored},
 };
@@ -180,7 +180,7 @@ impl<'a> Work<'a> {
             }
             Key::Service(id) => drop(self.state.services.remove(&id)),
             Key::Spec(id, number) => drop(self.state.specs.remove(&(id, number))),
-            Key::Cluster | Key::Node(_) => unreachable!("the planner does not remove members"),
+            Key::Cluster | Key::Node(_) | Key::Turn => unreachable!("the planner does not remove members"),
         }
         self.written.insert(key);
     }
@@ -273,13 +273,13 @@ impl<'a> Work<'a> {
 
     /// The entry: what differs from the state that the plan was made from.
     ///
-    /// Plans are serialised by the cluster object, which each of them writes (unchanged): what they rely on as a whole, for
-    /// example that an address is free, no guard on single objects could tell.
+    /// Plans are serialised by [`Turn`], which each of them writes: what they rely on as a whole, for example that an address
+    /// is free, no guard on single objects could tell.
     pub(super) fn finish(self) -> Plan {
         let Work { base, now, state, written, read, reasons, wake_at, .. } = self;
         let mut changes: Vec<Change> = written.iter().filter_map(|key| difference(base, &state, *key)).collect();
-        let entry = base.cluster.as_ref().filter(|_| !changes.is_empty()).map(|cluster| {
-            changes.insert(0, base.put_change(Object::Cluster(Cluster::clone(cluster))));
+        let entry = (!changes.is_empty()).then(|| {
+            changes.insert(0, base.put_change(Object::Turn(Turn)));
             let writes: BTreeSet<Key> = changes.iter().map(|change| change.action.key()).collect();
             let guard = |key: &Key| Guard { key: *key, expect: base.revision_of(*key) };
             Entry { at: now, reads: read.difference(&writes).map(guard).collect(), changes }
@@ -303,12 +303,13 @@ fn difference(base: &State, state: &State, key: Key) -> Option<Change> {
         Key::Service(id) => put(base.services.get(&id), state.services.get(&id), Object::Service),
         Key::Spec(id, number) => put(base.specs.get(&(id, number)), state.specs.get(&(id, number)), Object::Spec),
         Key::Task(id) => put(base.tasks.get(&id), state.tasks.get(&id), Object::Task),
+        Key::Turn => None,
     };
     if let Some(object) = object {
         return Some(base.put_change(object));
     }
     let gone = match key {
-        Key::Cluster | Key::Node(_) => false,
+        Key::Cluster | Key::Node(_) | Key::Turn => false,
         Key::Service(id) => !state.services.contains_key(&id),
         Key::Spec(id, number) => !state.specs.contains_key(&(id, number)),
         Key::Task(id) => !state.tasks.contains_key(&id),

@@ -12,6 +12,10 @@
 //! plan                                               prints what the planner changes, then applies it
 //! ```
 
+mod parts;
+
+pub(crate) use parts::{authority, default_parts};
+
 use orchestrator_core::{
     intent,
     model::*,
@@ -166,22 +170,34 @@ impl Cluster {
             id,
             hostname: name.into(),
             role: Role::Manager,
+            raft_id: None,
             availability: Availability::Active,
             labels,
             description: description.clone(),
             created_at: self.now,
         };
         let entry = if self.state.cluster.is_none() {
-            intent::init_cluster(&self.state, ClusterId(7), node, self.now)
+            let (ca, tokens) = authority();
+            intent::init_cluster(&self.state, ClusterId(7), node, ca, tokens, Settings::default(), self.now)
         } else {
-            intent::put_node(&self.state, node, self.now).map(|entry| entry.unwrap())
+            intent::join_node(&self.state, node, Role::Manager, self.now).map(|entry| entry.unwrap())
         };
         match entry {
             Ok(entry) => self.apply(&entry),
             Err(refusal) => return Some(refusal),
         }
         self.node_names.insert(id, name.into());
-        let report = Report { node: id, term: 1, revision: 0, description, tasks: BTreeMap::new(), held_ports };
+        let raft = self.state.nodes[&id].raft_id;
+        let report = Report {
+            node: id,
+            term: 1,
+            revision: 0,
+            description,
+            raft,
+            lost_log: None,
+            tasks: BTreeMap::new(),
+            held_ports,
+        };
         self.live.nodes.insert(id, NodeLive { ready: true, since: self.now, report });
         None
     }
@@ -190,7 +206,7 @@ impl Cluster {
         let id = self.node_id(name);
         let node = &self.state.nodes[&id];
         let wish = intent::NodeWish { role: node.role, availability, labels: node.labels.clone() };
-        intent::update_node(&self.state, id, node.revision, wish, self.now)
+        intent::update_node(&self.state, &self.live, id, node.revision, wish, self.now)
     }
 
     fn report(&mut self, id: TaskId, words: &[&str]) {
@@ -265,7 +281,7 @@ impl Cluster {
 
     fn print_change(&self, out: &mut String, before: &State, action: &Action) {
         match action {
-            Action::Put(Object::Cluster(_)) => {}
+            Action::Put(Object::Turn(_)) => {}
             Action::Put(Object::Task(task)) => {
                 let name = &self.task_names[&task.id];
                 let old = before.tasks.get(&task.id);
@@ -335,24 +351,6 @@ impl Cluster {
         });
         let placed = named.filter(|(id, _)| self.state.tasks[id].placed.is_some());
         *placed.max_by_key(|(_, known)| *known).unwrap_or_else(|| panic!("no task {name}")).0
-    }
-}
-
-pub(crate) fn default_parts(name: &str) -> ServiceParts {
-    ServiceParts {
-        name: Name::new(name).unwrap(),
-        labels: BTreeMap::new(),
-        mode: Mode::Replicated { replicas: 1 },
-        task: TaskSpec {
-            container: ContainerSpec::new(ImageName::new("nginx").unwrap()),
-            resources: Resources::default(),
-            restart: RestartPolicy::default(),
-            placement: Placement::default(),
-            force_update: 0,
-        },
-        update: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
-        rollback: UpdateConfig { monitor: Millis(0), ..UpdateConfig::default() },
-        endpoint: EndpointSpec::default(),
     }
 }
 

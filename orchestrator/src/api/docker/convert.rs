@@ -6,9 +6,9 @@
 use super::spec as wire;
 use orchestrator_core::model::{
     Constraint, ContainerSpec, Device, DnsConfig, EndpointMode, EndpointSpec, FailureAction, HealthCheck, HealthTest,
-    ImageName, Invalid, LogConfig, Millis, Mode, Mount, MountSource, Name, Placement, Platform, PortSpec, Propagation,
-    Protocol, PublishMode, Resources, RestartCondition, RestartPolicy, ServiceParts, ServiceSpec, Signal, TaskSpec,
-    Ulimit, UpdateConfig, UpdateOrder,
+    ImageName, Invalid, LogConfig, Millis, Mode, Mount, MountSource, Name, OnDisconnect, Placement, Platform, PortSpec,
+    Propagation, Protocol, PublishMode, Resources, RestartCondition, RestartPolicy, ServiceParts, ServiceSpec, Signal,
+    TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
 };
 use std::collections::BTreeMap;
 
@@ -45,7 +45,25 @@ pub fn service_spec(spec: &wire::ServiceSpec, before: Option<&ServiceSpec>) -> R
         update: update_config("UpdateConfig", spec.update_config.as_ref())?,
         rollback: update_config("RollbackConfig", spec.rollback_config.as_ref())?,
         endpoint: endpoint(spec.endpoint_spec.as_ref())?,
+        on_disconnect: on_disconnect(spec.on_disconnect.as_deref(), before)?,
+        disconnect_grace: disconnect_grace(spec, before),
     })
+}
+
+fn on_disconnect(asked: Option<&str>, before: Option<&ServiceSpec>) -> Result<Option<OnDisconnect>> {
+    match asked {
+        None => Ok(before.and_then(|before| before.on_disconnect)),
+        Some("" | "auto") => Ok(None),
+        Some("keep") => Ok(Some(OnDisconnect::Keep)),
+        Some("stop") => Ok(Some(OnDisconnect::Stop)),
+        Some(other) => refuse("OnDisconnect", format!("{other:?} must be keep, stop or auto")),
+    }
+}
+
+/// A service that is told to keep its tasks forgets a grace that it had before.
+fn disconnect_grace(spec: &wire::ServiceSpec, before: Option<&ServiceSpec>) -> Option<Millis> {
+    let kept = || before.and_then(|before| before.disconnect_grace).filter(|_| spec.on_disconnect.is_none());
+    spec.disconnect_grace.map_or_else(kept, |grace| some(millis(grace)))
 }
 
 /// A service spec in Docker's form.
@@ -64,6 +82,11 @@ pub fn to_service_spec(spec: &ServiceSpec) -> wire::ServiceSpec {
         update_config: Some(to_update_config(&spec.update)),
         rollback_config: Some(to_update_config(&spec.rollback)),
         endpoint_spec: Some(to_endpoint(&spec.endpoint)),
+        on_disconnect: spec.on_disconnect.map(|on| match on {
+            OnDisconnect::Keep => "keep".into(),
+            OnDisconnect::Stop => "stop".into(),
+        }),
+        disconnect_grace: spec.disconnect_grace.map(nanos),
     }
 }
 

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 use std::io;
@@ -22,7 +22,9 @@ pub(super) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream"
 /// Content type of a terminal's bytes.
 pub(super) const RAW: &str = "application/vnd.docker.raw-stream";
 /// The stream number with which the server tells that it failed (moby `pkg/stdcopy`, Systemerr).
-const SERVER_ERROR: u8 = 3;
+pub(crate) const SERVER_ERROR: u8 = 3;
+/// Longest payload that is read: lines of logs are cut at 16 KiB, reads of an exec at 64 KiB.
+const PAYLOAD_MAX: usize = 1 << 20;
 
 /// One frame.
 pub(super) fn frame(stream: Stdio, payload: &[u8]) -> Bytes {
@@ -47,6 +49,33 @@ fn numbered(stream: u8, payload: &[u8]) -> Bytes {
     out.put_u32(u32::try_from(payload.len()).expect("log lines and reads are far below 4 GiB"));
     out.put_slice(payload);
     out.freeze()
+}
+
+/// Takes one whole frame off the front: the number of its stream, and its payload. `None` while it is not whole.
+///
+/// # Errors
+/// A frame longer than any that is written: the stream is something else.
+pub(crate) fn take(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, String> {
+    let Some(header) = buffer.first_chunk::<8>() else { return Ok(None) };
+    let number = header[0];
+    let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    if length > PAYLOAD_MAX {
+        return Err(format!("a frame of {length} bytes, more than {PAYLOAD_MAX}: this is no log"));
+    }
+    if buffer.len() < 8 + length {
+        return Ok(None);
+    }
+    buffer.advance(8);
+    Ok(Some((number, buffer.split_to(length).freeze())))
+}
+
+/// What the number of a stream means.
+pub(super) fn stdio(number: u8) -> Option<Stdio> {
+    match number {
+        1 => Some(Stdio::Out),
+        2 => Some(Stdio::Err),
+        _ => None,
+    }
 }
 
 /// A body of bytes as they come, which ends when the server stops.

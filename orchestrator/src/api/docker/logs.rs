@@ -1,11 +1,12 @@
-//! Logs of containers, tasks and services. Those of a service are the logs of all its tasks, ended ones in the history
-//! included; while following, tasks that are made later join in.
+//! Logs of containers, tasks and services. Those of a service are the logs of all its tasks on whatever nodes, ended ones in
+//! the history included; while following, tasks that are made later join in. A node that does not answer costs the lines of
+//! its tasks, and a warning stands in their place.
 
-use super::{containers, frames};
+use super::{containers, frames, lines};
 use crate::api::{
     App,
     error::ApiError,
-    node::{BoxStream, Failure, LogLine, LogQuery},
+    node::{BoxStream, Failure, LogLine, LogQuery, Stdio, UnixNanos},
     request::{Params, encode},
     time,
 };
@@ -16,11 +17,12 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{
     StreamExt,
+    future::join_all,
     stream::{self, Peekable},
 };
 use orchestrator_core::{
     find,
-    model::{ServiceId, TaskId},
+    model::{ServiceId, TaskId, UnixMillis},
 };
 use std::{collections::BTreeSet, io, pin::Pin, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -29,6 +31,27 @@ use tokio::{sync::mpsc, task::JoinSet};
 const LINES_BUFFERED: usize = 64;
 /// How often a task whose log has not begun is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often a node that does not answer is asked again.
+const NODE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Which lines a request asks for.
+pub(super) fn query(params: &Params) -> Result<LogQuery, ApiError> {
+    let query = LogQuery {
+        follow: params.flag("follow"),
+        tail: match params.text("tail") {
+            None | Some("all") => None,
+            Some(text) => Some(text.parse().map_err(|_| ApiError::invalid(format!("invalid tail: {text:?}")))?),
+        },
+        since: params.instant("since")?,
+        until: params.instant("until")?,
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr"),
+    };
+    if !query.stdout && !query.stderr {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    Ok(query)
+}
 
 #[derive(Clone)]
 struct Wanted {
@@ -37,25 +60,13 @@ struct Wanted {
     details: bool,
     /// A terminal's bytes come as they are, without frames.
     raw: bool,
+    now: fn() -> UnixMillis,
 }
 
 impl Wanted {
-    fn read(params: &Params, raw: bool) -> Result<Self, ApiError> {
-        let query = LogQuery {
-            follow: params.flag("follow"),
-            tail: match params.text("tail") {
-                None | Some("all") => None,
-                Some(text) => Some(text.parse().map_err(|_| ApiError::invalid(format!("invalid tail: {text:?}")))?),
-            },
-            since: params.instant("since")?,
-            until: params.instant("until")?,
-            stdout: params.flag("stdout"),
-            stderr: params.flag("stderr"),
-        };
-        if !query.stdout && !query.stderr {
-            return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
-        }
-        Ok(Self { query, timestamps: params.flag("timestamps"), details: params.flag("details"), raw })
+    fn read(app: &App, params: &Params, raw: bool) -> Result<Self, ApiError> {
+        let query = query(params)?;
+        Ok(Self { query, timestamps: params.flag("timestamps"), details: params.flag("details"), raw, now: app.now })
     }
 
     fn content_type(&self) -> &'static str {
@@ -80,10 +91,17 @@ impl Wanted {
     fn item(&self, context: &str, line: Result<LogLine, Failure>) -> io::Result<Bytes> {
         match line {
             Ok(line) => Ok(self.line(context, &line)),
+            Err(Failure::Unavailable(text)) => Ok(self.line(context, &warning(time::nanos((self.now)()), text))),
             Err(failure) if self.raw => Err(io::Error::other(failure)),
             Err(failure) => Ok(frames::error_frame(&failure)),
         }
     }
+}
+
+/// Stands in place of lines that cannot be had.
+fn warning(at: UnixNanos, mut text: String) -> LogLine {
+    text.push('\n');
+    LogLine { at, stream: Stdio::Err, bytes: text.into() }
 }
 
 /// What `docker service logs` needs to name the task of a line.
@@ -105,7 +123,7 @@ pub(super) async fn of_container(
     params: Params,
 ) -> Result<Response, ApiError> {
     let container = containers::find(&app, &id).await?;
-    let wanted = Wanted::read(&params, container.tty)?;
+    let wanted = Wanted::read(&app, &params, container.tty)?;
     one(&app, container.service, container.task, wanted).await
 }
 
@@ -118,11 +136,10 @@ pub(super) async fn of_task(
     let id = find::find_task(&state, &id)?;
     let task = state.tasks.get(&id).ok_or_else(|| ApiError::not_found(format!("task {id} not found")))?;
     let raw = state.task_spec(task).is_some_and(|spec| spec.container.tty);
-    one(&app, task.service, id, Wanted::read(&params, raw)?).await
+    one(&app, task.service, id, Wanted::read(&app, &params, raw)?).await
 }
 
 async fn one(app: &App, service: ServiceId, task: TaskId, wanted: Wanted) -> Result<Response, ApiError> {
-    elsewhere(app, task)?;
     if wanted.query.follow {
         let (sender, receiver) = mpsc::channel(LINES_BUFFERED);
         let content_type = wanted.content_type();
@@ -130,21 +147,9 @@ async fn one(app: &App, service: ServiceId, task: TaskId, wanted: Wanted) -> Res
         return Ok(frames::body(app, content_type, frames::received(receiver)));
     }
     let context = context(app, service, task);
-    let lines = app.node.logs(task, wanted.query.clone()).await?;
+    let lines = lines::of(app, task, wanted.query.clone()).await?;
     let content_type = wanted.content_type();
     Ok(frames::body(app, content_type, lines.map(move |line| wanted.item(&context, line))))
-}
-
-/// Refuses when the task runs on another node.
-fn elsewhere(app: &App, task: TaskId) -> Result<(), Failure> {
-    let (own, state) = (app.cluster.membership().node, app.cluster.state());
-    match state.tasks.get(&task).and_then(|task| task.placed.as_ref()) {
-        Some(placed) if Some(placed.node) != own => Err(Failure::Unsupported(format!(
-            "the logs of task {task} are on node {}, and reading logs of other nodes is not supported yet",
-            placed.node
-        ))),
-        _ => Ok(()),
-    }
 }
 
 pub(super) async fn of_service(
@@ -156,7 +161,7 @@ pub(super) async fn of_service(
     let id = find::find_service(&state, &id)?;
     let version = state.services.get(&id).and_then(|service| state.current_spec(service));
     let raw = version.is_some_and(|version| version.value.spec.task.container.tty);
-    let wanted = Wanted::read(&params, raw)?;
+    let wanted = Wanted::read(&app, &params, raw)?;
     let (sender, receiver) = mpsc::channel(LINES_BUFFERED);
     if wanted.query.follow {
         tokio::spawn(follow(app.clone(), id, wanted.clone(), sender));
@@ -179,20 +184,15 @@ type Source = Pin<Box<Peekable<BoxStream<Result<LogLine, Failure>>>>>;
 /// What is there, in order of time over all tasks.
 async fn merge(app: App, service: ServiceId, wanted: Wanted, sender: Sender) {
     let mut sources: Vec<(String, Source)> = Vec::new();
-    for task in tasks_of(&app, service) {
-        let lines = match elsewhere(&app, task) {
-            Ok(()) => app.node.logs(task, wanted.query.clone()).await,
-            Err(failure) => Err(failure),
+    let opening = tasks_of(&app, service).into_iter().map(async |task| {
+        let lines = match lines::of(&app, task, wanted.query.clone()).await {
+            Ok(lines) => lines,
+            Err(Failure::NotFound(_)) => return None,
+            Err(failure) => Box::pin(stream::iter([Err(failure)])) as BoxStream<_>,
         };
-        match lines {
-            Ok(lines) => sources.push((context(&app, service, task), Box::pin(lines.peekable()))),
-            Err(Failure::NotFound(_)) => {}
-            Err(failure) => {
-                let _ = sender.send(wanted.item("", Err(failure))).await;
-                return;
-            }
-        }
-    }
+        Some((context(&app, service, task), Box::pin(lines.peekable()) as Source))
+    });
+    sources.extend(join_all(opening).await.into_iter().flatten());
     loop {
         let mut first: Option<(usize, u64)> = None;
         for (at, (_, lines)) in sources.iter_mut().enumerate() {
@@ -243,27 +243,36 @@ async fn follow(app: App, service: ServiceId, wanted: Wanted, sender: Sender) {
 
 async fn pump(app: App, service: ServiceId, task: TaskId, wanted: Wanted, sender: Sender) {
     let context = context(&app, service, task);
-    if let Err(failure) = elsewhere(&app, task) {
-        let _ = sender.send(wanted.item(&context, Err(failure))).await;
-        return;
-    }
     let mut query = wanted.query.clone();
+    // Whether the client knows that the task's node does not answer.
+    let mut warned = false;
     loop {
         // Asked before reading: whatever the container wrote until then is read below. A log that is not there yet, or
         // ends although the task has not, is looked at again: the container is just being started.
         let state = app.cluster.state();
         let ended = state.tasks.get(&task).is_none_or(|task| task.outcome.is_some());
-        let mut lines = match app.node.logs(task, query.clone()).await {
+        let mut lines = match lines::of(&app, task, query.clone()).await {
             Ok(lines) => lines,
             Err(Failure::NotFound(_)) => Box::pin(stream::empty()) as BoxStream<_>,
-            Err(failure) => {
-                let _ = sender.send(wanted.item(&context, Err(failure))).await;
-                return;
-            }
+            Err(failure) => Box::pin(stream::iter([Err(failure)])),
         };
+        let mut pause = LOOK_AGAIN;
         while let Some(line) = lines.next().await {
-            if let Ok(line) = &line {
-                (query.since, query.tail) = (Some(line.at + 1), None);
+            match &line {
+                Ok(line) => {
+                    (query.since, query.tail) = (Some(line.at + 1), None);
+                    warned = false;
+                }
+                Err(Failure::Unavailable(_)) => {
+                    pause = NODE_AGAIN;
+                    if std::mem::replace(&mut warned, true) {
+                        continue;
+                    }
+                }
+                Err(_) => {
+                    let _ = sender.send(wanted.item(&context, line)).await;
+                    return;
+                }
             }
             if sender.send(wanted.item(&context, line)).await.is_err() {
                 return;
@@ -274,7 +283,7 @@ async fn pump(app: App, service: ServiceId, task: TaskId, wanted: Wanted, sender
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(pause) => {}
             () = sender.closed() => return,
         }
     }

@@ -8,8 +8,9 @@ pub mod spec;
 
 mod containers;
 mod exec;
-mod frames;
+pub(crate) mod frames;
 mod images;
+pub(super) mod lines;
 mod logs;
 mod nodes;
 mod services;
@@ -35,7 +36,12 @@ pub(super) fn routes() -> Router<App> {
         .route("/system/df", get(system::disk_usage))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
-        .route("/swarm/{verb}", any(swarm::not_yet))
+        .route("/swarm/join", post(swarm::join))
+        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/update", post(swarm::update))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
+        .route("/swarm/unlock", post(swarm::unlock))
+        .route("/swarm/{verb}", any(swarm::unknown))
         .route("/services", get(services::list))
         .route("/services/create", post(services::create))
         .route("/services/{id}", get(services::inspect).delete(services::remove))

@@ -9,13 +9,11 @@ use crate::api::{
 use axum::{
     Json,
     extract::{Path, State},
-    http::StatusCode,
 };
 use orchestrator_core::{
     find,
     intent::{self, NodeWish},
-    model::{Availability, Live, NodeId, Role},
-    state::{Action, Change, Entry, Key},
+    model::{Availability, Role},
 };
 
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<Vec<wire::Node>>, ApiError> {
@@ -32,7 +30,7 @@ pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<
             && filters.labels("label", &node.description.labels)
             && filters.labels("node.label", &node.labels)
     });
-    Ok(Json(nodes.map(|node| view.node(node, &membership)).collect()))
+    Ok(Json(nodes.map(|node| view.node(node, &membership, (app.now)())).collect()))
 }
 
 pub(super) async fn inspect(State(app): State<App>, Path(id): Path<String>) -> Result<Json<wire::Node>, ApiError> {
@@ -41,7 +39,7 @@ pub(super) async fn inspect(State(app): State<App>, Path(id): Path<String>) -> R
     let view = View { state: &state, live: &live, reasons: &reasons };
     let id = find::find_node(&state, &id)?;
     let node = state.nodes.get(&id).ok_or_else(|| ApiError::not_found(format!("node {id} not found")))?;
-    Ok(Json(view.node(node, &membership)))
+    Ok(Json(view.node(node, &membership, (app.now)())))
 }
 
 pub(super) fn availability(text: &str) -> Result<Availability, ApiError> {
@@ -71,9 +69,10 @@ pub(super) async fn update(
         availability: availability(&body.availability)?,
         labels: body.labels,
     };
+    let live = app.cluster.live();
     app.change(|state, now| {
         let id = find::find_node(state, &id)?;
-        Ok(((), intent::update_node(state, id, version, wish.clone(), now)?))
+        Ok(((), intent::update_node(state, &live, id, version, wish.clone(), now)?))
     })
     .await?;
     tracing::info!(node = %id, "node updated");
@@ -82,34 +81,12 @@ pub(super) async fn update(
 
 pub(super) async fn remove(State(app): State<App>, Path(id): Path<String>, params: Params) -> Result<(), ApiError> {
     let force = params.flag("force");
-    let (own, live) = (app.cluster.membership().node, app.cluster.live());
+    let live = app.cluster.live();
     app.change(|state, now| {
         let id = find::find_node(state, &id)?;
-        check_removable(state, &live, own, id, force)?;
-        let change = Change { expect: state.revision_of(Key::Node(id)), action: Action::Delete(Key::Node(id)) };
-        Ok(((), Entry { at: now, reads: Vec::new(), changes: vec![change] }))
+        Ok(((), intent::remove_node(state, &live, id, force, now)?))
     })
     .await?;
     tracing::info!(node = %id, "node removed");
-    Ok(())
-}
-
-fn check_removable(
-    state: &orchestrator_core::state::State,
-    live: &Live,
-    own: Option<NodeId>,
-    id: NodeId,
-    force: bool,
-) -> Result<(), ApiError> {
-    let refuse = |why: &str| Err(ApiError::new(StatusCode::BAD_REQUEST, format!("node {id} {why}")));
-    let is_manager = state.nodes.get(&id).is_some_and(|node| node.role == Role::Manager);
-    if own == Some(id) || is_manager {
-        return refuse(
-            "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal",
-        );
-    }
-    if !force && live.nodes.get(&id).is_some_and(|node| node.ready) {
-        return refuse("is not down and can't be removed");
-    }
     Ok(())
 }

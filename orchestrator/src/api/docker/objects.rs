@@ -123,6 +123,8 @@ wire! {
         pub platform: Platform,
         pub resources: NodeResources,
         pub engine: Engine,
+        #[serde(rename = "TLSInfo", skip_serializing_if = "is_default")]
+        pub tls_info: TlsInfo,
     }
 
     pub struct NodeResources {
@@ -171,14 +173,67 @@ wire! {
         pub spec: SwarmSpec,
     }
 
+    pub struct SwarmJoin {
+        pub listen_addr: String,
+        pub advertise_addr: String,
+        pub data_path_addr: String,
+        pub remote_addrs: Vec<String>,
+        pub join_token: String,
+        pub availability: String,
+    }
+
+    pub struct Swarm {
+        #[serde(rename = "ID")]
+        pub id: String,
+        pub version: Version,
+        pub created_at: String,
+        pub spec: SwarmSpec,
+        #[serde(rename = "TLSInfo")]
+        pub tls_info: TlsInfo,
+        pub join_tokens: JoinTokens,
+    }
+
+    pub struct JoinTokens {
+        pub worker: String,
+        pub manager: String,
+    }
+
+    pub struct TlsInfo {
+        #[serde(skip_serializing_if = "is_default")]
+        pub trust_root: String,
+        #[serde(skip_serializing_if = "is_default")]
+        pub cert_issuer_subject: String,
+        #[serde(skip_serializing_if = "is_default")]
+        pub cert_issuer_public_key: String,
+    }
+
     pub struct SwarmSpec {
         pub name: String,
-        pub labels: BTreeMap<String, String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub labels: Option<BTreeMap<String, String>>,
         pub orchestration: Orchestration,
+        pub dispatcher: Dispatcher,
+        #[serde(rename = "CAConfig")]
+        pub ca_config: CaConfig,
+        pub encryption_config: EncryptionConfig,
     }
 
     pub struct Orchestration {
         #[serde(skip_serializing_if = "Option::is_none")]
         pub task_history_retention_limit: Option<u32>,
+    }
+
+    pub struct Dispatcher {
+        /// Nanoseconds; 0 leaves it.
+        pub heartbeat_period: u64,
+    }
+
+    pub struct CaConfig {
+        /// Nanoseconds; 0 leaves it.
+        pub node_cert_expiry: u64,
+    }
+
+    pub struct EncryptionConfig {
+        pub auto_lock_managers: bool,
     }
 }

@@ -37,6 +37,7 @@ impl From<Refusal> for ApiError {
             Refusal::NameTaken { .. } => Self::conflict(message),
             Refusal::Unsupported(_) => Self::unsupported(message),
             Refusal::NoCluster => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            Refusal::Removed(_) => Self::new(StatusCode::FORBIDDEN, message),
         }
     }
 }

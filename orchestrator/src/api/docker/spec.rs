@@ -34,6 +34,12 @@ wire! {
         pub rollback_config: Option<UpdateConfig>,
         #[serde(skip_serializing_if = "Option::is_none")]
         pub endpoint_spec: Option<EndpointSpec>,
+        /// Ours: `keep`, `stop` or `auto`. Left out of an update, it keeps its value.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub on_disconnect: Option<String>,
+        /// Ours: nanoseconds; 0 is the default. Left out of an update, it keeps its value.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub disconnect_grace: Option<u64>,
     }
 
     /// What each task is.

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 fn local_state(membership: &Membership) -> &'static str {
     match (&membership.error, membership.cluster) {
         (Some(_), _) => "error",
+        (None, _) if membership.joining => "pending",
         (None, Some(_)) => "active",
         (None, None) => "inactive",
     }
@@ -164,22 +165,7 @@ fn swarm_info(app: &App, membership: &Membership, info: &MachineInfo) -> Value {
         let count = state.nodes.values().filter(|node| node.role == Role::Manager).count();
         map.insert("Nodes".into(), state.nodes.len().into());
         map.insert("Managers".into(), count.into());
-        map.insert(
-            "Cluster".into(),
-            json!({
-                "ID": cluster.id.to_string(),
-                "Version": { "Index": cluster.revision },
-                "CreatedAt": time::rfc3339_millis(cluster.created_at),
-                "UpdatedAt": time::rfc3339_millis(cluster.created_at),
-                "Spec": {
-                    "Name": "default",
-                    "Labels": {},
-                    "Orchestration": { "TaskHistoryRetentionLimit": cluster.task_history },
-                },
-                "RootRotationInProgress": false,
-                "SubnetSize": 24,
-            }),
-        );
+        map.insert("Cluster".into(), super::swarm::info(cluster));
     }
     swarm
 }

@@ -164,7 +164,7 @@ impl<'a> View<'a> {
         status
     }
 
-    pub(super) fn node(&self, node: &Stored<Node>, membership: &Membership) -> wire::Node {
+    pub(super) fn node(&self, node: &Stored<Node>, membership: &Membership, now: UnixMillis) -> wire::Node {
         let description = &node.description;
         let platform = description.platform.as_ref();
         let live = self.live.nodes.get(&node.id);
@@ -173,6 +173,7 @@ impl<'a> View<'a> {
             Some(live) if live.ready => "ready",
             Some(_) => "down",
             None if own => "ready",
+            None if now >= self.live.down_after => "down",
             None => "unknown",
         };
         let peer = membership.managers.get(&node.id);
@@ -207,6 +208,12 @@ impl<'a> View<'a> {
                     engine_version: description.version.clone(),
                     labels: description.labels.clone(),
                 },
+                tls_info: self
+                    .state
+                    .cluster
+                    .as_ref()
+                    .map(|cluster| super::swarm::tls_info(cluster))
+                    .unwrap_or_default(),
             },
             status: wire::NodeStatus { state: state.into(), message: String::new(), addr: description.address.clone() },
             manager_status: (node.role == Role::Manager).then(|| wire::ManagerStatus {
@@ -214,11 +221,11 @@ impl<'a> View<'a> {
                 reachability: match peer.and_then(|peer| peer.reachable) {
                     Some(true) => "reachable",
                     Some(false) => "unreachable",
-                    None if own => "reachable",
+                    None if own || live.is_some_and(|live| live.ready) => "reachable",
                     None => "unknown",
                 }
                 .into(),
-                addr: peer.map(|peer| peer.address.clone()).unwrap_or_default(),
+                addr: peer.map(|peer| peer.address.clone()).or_else(|| description.control()).unwrap_or_default(),
             }),
         }
     }

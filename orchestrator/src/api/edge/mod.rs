@@ -3,7 +3,7 @@
 use super::{
     App,
     error::ApiError,
-    node::{Finding, Interface},
+    node::{Finding, Interface, Reasons},
 };
 use axum::{
     Json, Router,
@@ -12,14 +12,17 @@ use axum::{
 };
 use orchestrator_core::{
     find,
-    model::{Desired, Mode},
+    model::{Desired, Mode, TaskId},
+    state::State as Cluster,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/doctor", get(doctor))
         .route("/interfaces", get(interfaces))
+        .route("/containers/{task}/lines", get(super::docker::lines::of_task_here))
         .route("/services/{id}/explain", get(explain))
 }
 
@@ -65,6 +68,21 @@ pub struct ExplainedTask {
     pub message: String,
     /// What went wrong, or why it waits.
     pub reasons: Vec<String>,
+    /// Why each node refuses it, if all do: by host name and id.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub nodes: BTreeMap<String, String>,
+}
+
+/// Why each node refuses a task. Nodes that share their host name are told apart by their id.
+fn refusals(state: &Cluster, reasons: &Reasons, task: TaskId) -> BTreeMap<String, String> {
+    let Some(nodes) = reasons.refusals.get(&task) else { return BTreeMap::new() };
+    let mut named = BTreeMap::new();
+    for (id, why) in nodes.iter() {
+        let hostname = state.nodes.get(id).map_or_else(|| id.to_string(), |node| node.hostname.clone());
+        let name = if named.contains_key(&hostname) { format!("{hostname} ({id})") } else { hostname };
+        named.insert(name, why.to_string());
+    }
+    named
 }
 
 async fn explain(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Explanation>, ApiError> {
@@ -103,6 +121,7 @@ async fn explain(State(app): State<App>, Path(id): Path<String>) -> Result<Json<
             state: progress.0.into(),
             message: progress.1,
             reasons: why,
+            nodes: refusals(&state, &reasons, task.id),
         });
     }
     match mode {

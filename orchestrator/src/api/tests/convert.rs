@@ -158,6 +158,8 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
                 update,
                 rollback,
                 endpoint: EndpointSpec { mode: if flag { EndpointMode::DnsRr } else { EndpointMode::Vip }, ports },
+                on_disconnect: None,
+                disconnect_grace: None,
             })
             .unwrap()
         })

@@ -203,3 +203,57 @@ async fn docker_follows_events() {
     assert!(line.contains(" service create ") && line.contains("(name=web)"), "{line}");
     child.kill().await.unwrap();
 }
+
+#[tokio::test]
+async fn docker_makes_a_cluster_of_several_nodes() {
+    if !available().await {
+        return;
+    }
+    let first = Fake::bare().await;
+    let text = ok(&first, &["swarm", "init", "--cert-expiry", "2h", "--availability", "active"]).await;
+    assert!(text.contains("docker swarm join --token EDGE-1-") && text.contains("10.0.0.5:2377"), "{text}");
+    let token = ok(&first, &["swarm", "join-token", "-q", "worker"]).await.trim().to_owned();
+    let second = first.neighbour();
+    let (text, code) = run(&second, &["swarm", "join", "--token", &token[..40], "10.0.0.5:2377"]).await;
+    assert_ne!(code, 0);
+    assert!(text.contains("was it cut off?"), "{text}");
+    let text = ok(&second, &["swarm", "join", "--token", &token, "10.0.0.5:2377"]).await;
+    assert!(text.contains("This node joined a swarm as a worker."), "{text}");
+    let (text, code) = run(&second, &["swarm", "join", "--token", &token, "10.0.0.5:2377"]).await;
+    assert_ne!(code, 0);
+    assert!(text.contains("already part of a swarm"), "{text}");
+    let (text, code) = run(&second, &["node", "ls"]).await;
+    assert_ne!(code, 0);
+    assert!(text.contains("Worker nodes can't be used to view or modify cluster state"), "{text}");
+
+    let text = ok(&first, &["node", "promote", "pi2"]).await;
+    assert!(text.contains("promoted to a manager"), "{text}");
+    let text = ok(&second, &["node", "ls"]).await;
+    assert!(text.contains("Leader") && text.contains("Reachable"), "{text}");
+    assert!(ok(&second, &["info"]).await.contains("Managers: 2"));
+    ok(&second, &["node", "update", "--availability", "drain", "pi1"]).await;
+    assert_eq!(ok(&second, &["node", "inspect", "-f", "{{.Spec.Availability}}", "pi1"]).await, "drain\n");
+    ok(&second, &["service", "create", "-d", "--name", "web", "--replicas", "2", "nginx"]).await;
+    assert!(ok(&second, &["node", "ps", "self"]).await.contains("web.2"));
+    let text = ok(&second, &["service", "logs", "web"]).await;
+    assert!(text.contains("@pi2") && text.contains("hello from web.1"), "{text}");
+
+    let rotated = ok(&second, &["swarm", "join-token", "--rotate", "-q", "worker"]).await;
+    assert!(rotated.starts_with("EDGE-1-") && rotated.trim() != token, "{rotated}");
+    assert!(ok(&second, &["swarm", "update", "--task-history-limit", "3"]).await.contains("Swarm updated."));
+    assert_eq!(second.daemon.settings().task_history, 3);
+    assert_eq!(second.daemon.settings().cert_validity.0, 2 * 60 * 60 * 1000);
+    assert!(ok(&second, &["swarm", "ca"]).await.starts_with("-----BEGIN CERTIFICATE-----"));
+    let (text, _) = run(&second, &["swarm", "unlock-key"]).await;
+    assert!(text.contains("no unlock key is set"), "{text}");
+
+    let (text, code) = run(&second, &["swarm", "leave"]).await;
+    assert_ne!(code, 0);
+    assert!(text.contains("leaves 1 managers out of 2"), "{text}");
+    let text = ok(&first, &["node", "demote", "pi2"]).await;
+    assert!(text.contains("demoted"), "{text}");
+    assert!(ok(&second, &["swarm", "leave"]).await.contains("Node left the swarm."));
+    assert!(ok(&first, &["node", "ls"]).await.contains("Down"));
+    assert_eq!(ok(&first, &["node", "rm", "pi2"]).await, "pi2\n");
+    assert!(ok(&first, &["swarm", "init", "--force-new-cluster"]).await.contains("is now a manager"));
+}

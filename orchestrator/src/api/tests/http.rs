@@ -5,14 +5,14 @@ use serde_json::Value;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const WEB: &str = r#"{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"nginx"}},
+pub(super) const WEB: &str = r#"{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"nginx"}},
     "Mode":{"Replicated":{"Replicas":2}},"EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":8080}]}}"#;
 
-fn json(text: &str) -> Value {
+pub(super) fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-async fn message(fake: &Fake, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(super) async fn message(fake: &Fake, method: &str, path: &str, body: &str) -> (u16, String) {
     let (status, _, body) = fake.request(method, path, body).await;
     (status, json(&body)["message"].as_str().unwrap_or_else(|| panic!("no message: {body}")).to_owned())
 }
@@ -129,8 +129,28 @@ async fn wrong_requests_are_refused_in_words() {
         ("POST", "/networks/create", "{}", 501, "networks are not supported yet"),
         ("GET", "/networks/x", "", 404, "No such network: x"),
         ("GET", "/volumes/x", "", 404, "No such volume: x"),
-        ("POST", "/swarm/join", "{}", 501, "swarm join is not supported yet"),
-        ("POST", "/swarm/init", "{}", 503, "already part of a cluster"),
+        ("POST", "/swarm/join", "{}", 503, "already part of a swarm"),
+        ("POST", "/swarm/leave", "", 503, "Removing the last manager erases all current state of the swarm"),
+        ("POST", "/swarm/unlock", r#"{"UnlockKey":"x"}"#, 409, "swarm is not locked"),
+        ("POST", "/swarm/update", "{}", 400, "invalid swarm version"),
+        ("POST", "/swarm/update?version=1", r#"{"CAConfig":{"NodeCertExpiry":1000000000}}"#, 400, "less than an hour"),
+        ("POST", "/swarm/update?version=99", "{}", 400, "update out of sequence"),
+        (
+            "POST",
+            "/swarm/update?version=1",
+            r#"{"EncryptionConfig":{"AutoLockManagers":true}}"#,
+            501,
+            "invalid EncryptionConfig.AutoLockManagers: not supported yet",
+        ),
+        (
+            "POST",
+            "/swarm/update?version=1",
+            r#"{"Raft":{"SnapshotInterval":9}}"#,
+            400,
+            "invalid Raft: not supported yet",
+        ),
+        ("POST", "/swarm/nonsense", "", 404, "page not found"),
+        ("POST", "/swarm/init", "{}", 503, "already part of a swarm"),
         ("GET", "/images/none/json", "", 404, "No such image: none"),
         ("POST", "/images/create?fromImage=missing", "", 404, "manifest for missing not found"),
         ("GET", "/exec/exec9x/json", "", 404, "No such exec instance"),
@@ -184,7 +204,7 @@ async fn service_logs_are_framed_with_details_and_ordered_by_time() {
 }
 
 /// Reads a stream until it contains `text`.
-async fn read_until(stream: &mut tokio::net::UnixStream, text: &str) -> String {
+pub(super) async fn read_until(stream: &mut tokio::net::UnixStream, text: &str) -> String {
     let mut seen = Vec::new();
     let mut buffer = [0; 4096];
     let read = async {
@@ -198,7 +218,7 @@ async fn read_until(stream: &mut tokio::net::UnixStream, text: &str) -> String {
     String::from_utf8_lossy(&seen).into_owned()
 }
 
-async fn open(fake: &Fake, request: &str) -> tokio::net::UnixStream {
+pub(super) async fn open(fake: &Fake, request: &str) -> tokio::net::UnixStream {
     let mut stream = tokio::net::UnixStream::connect(&fake.socket).await.unwrap();
     stream.write_all(request.replace('\n', "\r\n").as_bytes()).await.unwrap();
     stream

@@ -77,6 +77,13 @@ pub(super) struct Common {
     /// Time between the stop signal and SIGKILL (default 10s)
     #[arg(long, value_name = "DURATION", value_parser = syntax::duration)]
     stop_grace_period: Option<u64>,
+    /// What a node that reaches no manager does with its tasks: keep them, stop them after the grace, or (auto) stop only
+    /// those of services with one replica
+    #[arg(long, value_parser = ["keep", "stop", "auto"])]
+    on_disconnect: Option<String>,
+    /// How long such a node waits before it stops them (default: twice the time after which a node counts as down)
+    #[arg(long, value_name = "DURATION", value_parser = syntax::duration)]
+    disconnect_grace: Option<u64>,
     /// CPU limit in cores
     #[arg(long, value_name = "CORES", value_parser = syntax::cpus)]
     limit_cpu: Option<u64>,
@@ -394,6 +401,11 @@ impl Common {
         set(&mut spec.endpoint_spec.get_or_insert_default().mode, self.endpoint_mode.clone());
         self.update.apply(&mut spec.update_config);
         self.rollback.apply(&mut spec.rollback_config);
+        if self.on_disconnect.as_deref() == Some("keep") {
+            spec.disconnect_grace = None;
+        }
+        spec.on_disconnect = self.on_disconnect.clone().or(spec.on_disconnect.take());
+        spec.disconnect_grace = self.disconnect_grace.or(spec.disconnect_grace);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 mod flags;
 mod progress;
-mod syntax;
+pub(super) mod syntax;
 pub(super) mod tasks;
 
 use super::{
@@ -329,17 +329,41 @@ async fn explain(client: &Client, out: &mut Out, name: &str, json: bool) -> Resu
     for reason in &service.reasons {
         out.line(&format!("  {reason}"))?;
     }
+    let mut before = None;
     for task in &service.tasks {
         let node = if task.node.is_empty() { String::new() } else { format!(" on {}", task.node) };
         out.line(&format!("{} ({}){node}: {} ({})", task.name, short_id(&task.id), task.state, task.message))?;
         for reason in &task.reasons {
             out.line(&format!("  {reason}"))?;
         }
+        // Tasks that wait usually wait for the same reasons.
+        if before != Some(&task.nodes) {
+            for (node, why) in &task.nodes {
+                out.line(&format!("    {node}: {why}"))?;
+            }
+        }
+        before = Some(&task.nodes);
     }
     if service.tasks.is_empty() && service.reasons.is_empty() && service.running >= service.desired {
         out.line("Everything is as it was asked for.")?;
     }
     Ok(())
+}
+
+/// What becomes of tasks whose node reaches no manager.
+fn on_disconnect(spec: &ServiceSpec) -> String {
+    let single = spec.mode.replicated.as_ref().is_some_and(|mode| mode.replicas.unwrap_or(1) == 1);
+    let asked = spec.on_disconnect.as_deref();
+    let stops = match asked {
+        Some(asked) => asked == "stop",
+        None => single,
+    };
+    let by_itself = if asked.is_none() { " (auto)" } else { "" };
+    match (stops, spec.disconnect_grace) {
+        (false, _) => format!("keep{by_itself}"),
+        (true, Some(grace)) => format!("stop after {}{by_itself}", time::duration(grace)),
+        (true, None) => format!("stop after twice the time until a node is down{by_itself}"),
+    }
 }
 
 fn pretty(out: &mut Out, service: &Service) -> Result {
@@ -375,6 +399,7 @@ fn pretty(out: &mut Out, service: &Service) -> Result {
             ),
         );
     }
+    put("On disconnect", on_disconnect(spec));
     put("Image", container.image.clone());
     put("Entrypoint", container.command.join(" "));
     put("Args", container.args.join(" "));

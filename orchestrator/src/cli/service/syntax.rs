@@ -11,7 +11,7 @@ use crate::api::{
 use std::collections::BTreeMap;
 
 /// `1h30m`, `10s`; nanoseconds.
-pub(super) fn duration(text: &str) -> std::result::Result<u64, String> {
+pub(in crate::cli) fn duration(text: &str) -> std::result::Result<u64, String> {
     time::parse_duration(text).ok_or_else(|| "use a number with a unit: 500ms, 10s, 1m30s, 2h".into())
 }
 

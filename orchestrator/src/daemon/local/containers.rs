@@ -2,6 +2,7 @@
 
 use super::failure;
 use crate::{
+    agent::task_name,
     api::node::{
         BoxStream, Container, ContainerPort, ContainerState, Failure, Health, LogLine, LogQuery, NetworkStats, Stats,
         Stdio,
@@ -13,8 +14,8 @@ use crate::{
 };
 use futures_util::StreamExt;
 use orchestrator_core::{
-    model::{ContainerSpec, Millis, Signal, Task, TaskId, UnixMillis},
-    state::State,
+    assignment::{AssignedTask, Assignment},
+    model::{ContainerSpec, Millis, Signal, TaskId, UnixMillis},
 };
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -25,31 +26,33 @@ impl Daemon {
     pub(super) async fn list_containers(&self) -> anyhow::Result<Vec<Container>> {
         let statuses = self.drivers.runtime.observe().await?;
         let links = self.drivers.network.observe().await?.attached;
-        let state = self.member().map_or_else(Default::default, |member| member.store.state());
+        // What the agent works by: it is there on workers, too, and without any manager.
+        let view = self.base.agent_view.borrow().clone();
+        let Some(assignment) = view.assignment else { return Ok(Vec::new()) };
         let mut out = Vec::new();
         for (id, status) in statuses {
             // A container without a task is a left-over that the agent is about to remove.
-            let Some(task) = state.tasks.get(&id) else { continue };
+            let Some(task) = assignment.tasks.get(&id) else { continue };
+            let begun = view.observed.tasks.get(&id).and_then(|seen| seen.begun).unwrap_or_default();
             let addresses = links.get(&id.to_string()).map_or_else(Vec::new, |link| {
                 std::iter::once(IpAddr::V4(link.v4)).chain(link.v6.map(IpAddr::V6)).collect()
             });
-            out.extend(self.describe(&state, task, status, addresses));
+            out.push(self.describe(&assignment, (id, task, begun), status, addresses));
         }
         Ok(out)
     }
 
     fn describe(
         &self,
-        state: &State,
-        task: &Task,
+        assignment: &Assignment,
+        (id, task, begun): (TaskId, &AssignedTask, UnixMillis),
         status: runtime::ContainerStatus,
         addresses: Vec<IpAddr>,
-    ) -> Option<Container> {
-        let service = state.services.get(&task.service)?;
-        let spec = &state.task_spec(task)?.container;
+    ) -> Container {
+        let spec = &task.spec.container;
         let image = self.drivers.images.get(spec.image.as_str()).ok();
         let defaults = image.as_ref().map(|image| image.config.config.clone()).unwrap_or_default();
-        let key = task.id.to_string();
+        let key = id.to_string();
         let nanos = |at: UnixMillis| at.0 * NANOS;
         let (how_far, pid, started, finished, exit_code, oom_killed, error) = match status.state {
             runtime::ContainerState::Creating => {
@@ -66,22 +69,23 @@ impl Daemon {
             }
             runtime::ContainerState::Broken { why, pid } => (ContainerState::Exited, pid, None, None, None, false, why),
         };
-        let ports = service.ports.iter().map(|port| ContainerPort {
+        let service = assignment.services.get(&task.service);
+        let ports = service.iter().flat_map(|service| &service.ports).map(|port| ContainerPort {
             protocol: port.protocol,
             target: port.target,
             published: Some(port.published).filter(|port| *port != 0),
         });
-        Some(Container {
-            task: task.id,
-            name: state.task_name(task),
-            service: service.id,
-            service_name: service.name.to_string(),
+        Container {
+            task: id,
+            name: task_name(task, id),
+            service: task.service,
+            service_name: task.service_name.clone(),
             image: spec.image.to_string(),
             image_id: image.map_or_else(String::new, |image| image.id.to_string()),
             command: command(spec, &defaults),
             state: how_far,
             pid,
-            created: nanos(task.created_at),
+            created: nanos(begun),
             started: started.map(nanos),
             finished: finished.map(nanos),
             exit_code,
@@ -100,7 +104,7 @@ impl Daemon {
             tty: spec.tty,
             labels: spec.labels.clone(),
             error,
-        })
+        }
     }
 
     pub(super) async fn read_logs(
@@ -160,8 +164,8 @@ impl Daemon {
         signal: Option<Signal>,
         grace: Option<Millis>,
     ) -> Result<(), Failure> {
-        let state = self.member().map_or_else(Default::default, |member| member.store.state());
-        let spec = state.tasks.get(&task).and_then(|known| state.task_spec(known));
+        let assignment = self.base.agent_view.borrow().assignment.clone();
+        let spec = assignment.as_ref().and_then(|assignment| Some(&assignment.tasks.get(&task)?.spec));
         let signal = signal.or_else(|| spec?.container.stop_signal).unwrap_or(Signal::TERM);
         let grace = grace.or_else(|| Some(spec?.container.stop_grace)).unwrap_or(ContainerSpec::STOP_GRACE);
         let runtime = &self.drivers.runtime;

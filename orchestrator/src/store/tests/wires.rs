@@ -13,7 +13,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::select_all;
 use orchestrator_core::{
-    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, UnixMillis},
+    model::{
+        Availability, Ca, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Secret, Secret16, Settings, Tokens,
+        UnixMillis,
+    },
     state::{Action, Change, Entry, Object, State},
 };
 use tempfile::TempDir;
@@ -159,6 +162,7 @@ pub(super) fn put(state: &State, number: u128, padding: usize) -> Entry {
         id: NodeId(number),
         hostname: "x".repeat(padding),
         role: Role::Worker,
+        raft_id: None,
         availability: Availability::Active,
         labels: BTreeMap::new(),
         description: NodeDescription::default(),
@@ -173,7 +177,11 @@ pub(super) fn numbers(state: &State) -> Vec<u128> {
 }
 
 pub(super) async fn found(store: &Store) {
-    let cluster = Object::Cluster(Cluster { id: ClusterId(1), created_at: UnixMillis(0), task_history: 5 });
+    let cluster = {
+        let ca = Ca { certificate: Vec::new(), key: Secret(Vec::new()) };
+        let tokens = Tokens { worker: Secret16([1; 16]), manager: Secret16([2; 16]) };
+        Object::Cluster(Cluster::new(ClusterId(1), ca, tokens, Settings::default(), UnixMillis(0)))
+    };
     let changes = vec![Change { expect: 0, action: Action::Put(cluster) }];
     store.initialize(Entry { at: UnixMillis(0), reads: Vec::new(), changes }).await.unwrap();
 }
