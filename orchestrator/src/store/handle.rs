@@ -15,6 +15,7 @@ use openraft::{
     error::{CheckIsLeaderError, ClientWriteError, InitializeError as RaftInitializeError, RaftError},
 };
 use orchestrator_core::{
+    members::Members,
     state::{Applied, Entry, State},
     wire,
 };
@@ -36,7 +37,7 @@ use super::{
     },
     log_store::LogStore,
     machine::Machine,
-    members::Members,
+    members::members,
     meter::{Meter, Written},
     network::{Links, Network, NoPeers, Peers},
     parts::Assembly,
@@ -178,7 +179,7 @@ impl Store {
         let reports = Reports {
             leadership: watch::Sender::new(None),
             leader: watch::Sender::new(None),
-            members: watch::Sender::new(Members::of(&raft.server_metrics().borrow(), raft_id)),
+            members: watch::Sender::new(members(&raft.server_metrics().borrow(), raft_id)),
             health: health.clone(),
         };
         let (leadership, leader) = (reports.leadership.subscribe(), reports.leader.subscribe());
