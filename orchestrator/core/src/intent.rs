@@ -336,22 +336,6 @@ pub fn join_node(state: &State, node: Node, role: Role, now: UnixMillis) -> Resu
     Ok(Some(entry(now, changes)))
 }
 
-/// A manager has lost the log that it kept under the number `lost`, and gets another number to keep it under. `None` if it has
-/// one already, or is no manager any more.
-///
-/// # Errors
-/// No such node.
-pub fn renumber_node(state: &State, id: NodeId, lost: u64, now: UnixMillis) -> Result<Option<Entry>, Refusal> {
-    let node = node_at(state, id)?;
-    if node.raft_id != Some(lost) {
-        return Ok(None);
-    }
-    let mut cluster = next_cluster(state, now)?;
-    let raft_id = Some(take_raft_id(&mut cluster));
-    let node = Node { raft_id, ..Node::clone(node) };
-    Ok(Some(entry(now, vec![state.put_change(Object::Cluster(cluster)), state.put_change(Object::Node(node))])))
-}
-
 /// A member tells what it is. `None` if that is known, so that a node that connects anew writes nothing.
 ///
 /// # Errors

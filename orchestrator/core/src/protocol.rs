@@ -70,8 +70,6 @@ pub enum Up {
     Renew(Vec<u8>),
     /// It leaves the cluster; a manager becomes a worker first.
     Leave,
-    /// Its store with this raft id is damaged: it needs another number to keep the log under.
-    StoreLost(u64),
 }
 
 /// What a leader says to a node.

@@ -318,6 +318,7 @@ impl Daemon {
             revision: index,
             description,
             raft: Some(1),
+            lost_log: None,
             tasks: BTreeMap::new(),
             held_ports: Vec::new(),
         };

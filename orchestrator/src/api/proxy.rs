@@ -115,7 +115,7 @@ where
                 let response = local(source.request(&parts)).await;
                 if is_marked(&response) { Attempt::Again(response) } else { Attempt::Answer(response) }
             }
-            Leader::Other(node) => pass_to_leader(app, node, source.request(&parts)).await,
+            Leader::Other(node) => pass_to_leader(app, node, &parts, &mut source).await,
         };
         match attempt {
             Attempt::Answer(response) => return response,
@@ -186,13 +186,13 @@ fn no_leader(why: &str) -> ApiError {
     .into()
 }
 
-async fn pass_to_leader(app: &App, node: NodeId, request: Request<Body>) -> Attempt {
+async fn pass_to_leader(app: &App, node: NodeId, parts: &Parts, source: &mut Source) -> Attempt {
     let unanswered = |why: &str| ApiError::from(Failure::Unavailable(format!("the leader (node {node}) {why}")));
     let stream = match dial(app, node).await {
         Ok(stream) => stream,
         Err(error) => return Attempt::Again(error.into_response()),
     };
-    let reads_only = request.method().is_safe();
+    let request = source.request(parts);
     // A leader that dies is not noticed by its silence for long; that another one was elected is.
     let deposed = async {
         while app.remote.leader() == Leader::Other(node) {
@@ -207,7 +207,7 @@ async fn pass_to_leader(app: &App, node: NodeId, request: Request<Body>) -> Atte
         },
         () = deposed => "lost the lead before it answered".to_owned(),
     };
-    if reads_only {
+    if parts.method.is_safe() {
         return Attempt::Again(unanswered(&broken).into_response());
     }
     let text = format!("{broken}; the change may have been made or not: look before trying again");

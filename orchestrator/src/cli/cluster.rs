@@ -162,6 +162,12 @@ async fn init(init: Init, client: &Client, out: &mut Out) -> Result {
     init.settings.apply(&mut body.spec);
     let id: String =
         client.post("/swarm/init", &body).await.map_err(|error| error.context("initialise the cluster"))?;
+    if init.force_new_cluster {
+        out.line(&format!("This node ({id}) is the only manager of the cluster from now on."))?;
+        return Ok(
+            out.line("Managers that come back are workers: see \"edgectl node ls\", then \"edgectl node promote\".")?
+        );
+    }
     out.line(&format!("Cluster initialised: this node ({id}) is its first manager."))?;
     out.line("")?;
     show_join(client, out, "worker").await?;

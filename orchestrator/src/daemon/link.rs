@@ -51,7 +51,7 @@ pub(super) struct Handle {
     pub(super) standing: watch::Receiver<Standing>,
     /// The role that the certificate should carry; the link has it renewed until it does.
     pub(super) role: watch::Sender<Option<Role>>,
-    /// Number of a store that was lost; the leader is asked for another one until it gives one.
+    /// Number of a store that was lost; reports tell it, and the leader gives another one.
     pub(super) lost: watch::Sender<Option<u64>>,
     /// Tells the leader that this node leaves; the answer comes when it was told, or could not be.
     pub(super) leave: mpsc::Sender<oneshot::Sender<()>>,
@@ -330,11 +330,7 @@ impl Link {
                     if silent_since.elapsed() > self.contact.down_after() / 2 {
                         return Ended::Lost(format!("manager {target} has fallen silent"));
                     }
-                    says = Some(match (self.wanted_certificate(), self.lost_store()) {
-                        (Some(csr), _) => Up::Renew(csr),
-                        (None, Some(raft_id)) => Up::StoreLost(raft_id),
-                        (None, None) => Up::Heartbeat,
-                    });
+                    says = Some(self.wanted_certificate().map_or(Up::Heartbeat, Up::Renew));
                 }
                 changed = self.reports.changed() => {
                     if changed.is_err() {
@@ -343,6 +339,7 @@ impl Link {
                     says = self.report().map(Up::Report);
                 }
                 _ = raft.changed() => self.reports.mark_changed(),
+                Ok(()) = self.lost.changed() => self.reports.mark_changed(),
                 leader = &mut elsewhere => return Ended::Elsewhere(Some(leader)),
                 () = leads(&mut self.parts.manager) => return Ended::Own,
                 Some(told) = self.leave.recv() => {
@@ -430,14 +427,8 @@ impl Link {
     fn report(&mut self) -> Option<Box<Report>> {
         let report = self.reports.borrow_and_update().clone()?;
         let raft = self.parts.manager.borrow().as_ref().map(|manager| manager.raft_id);
-        Some(Box::new(Report { raft, ..Report::clone(&report) }))
-    }
-
-    /// The number of a lost store, as long as the leader has given no other.
-    fn lost_store(&self) -> Option<u64> {
-        let lost = (*self.lost.borrow())?;
-        let assigned = self.assignments.borrow().as_ref()?.membership.raft_id;
-        (assigned == Some(lost)).then_some(lost)
+        let lost_log = *self.lost.borrow();
+        Some(Box::new(Report { raft, lost_log, ..Report::clone(&report) }))
     }
 
     /// A signing request, if a new certificate is due: by age, or because the role changed.

@@ -179,7 +179,6 @@ impl Gate {
                             Message::Report(report)
                         }
                         Up::Leave => Message::Leave(peer.node),
-                        Up::StoreLost(raft_id) => Message::StoreLost(peer.node, raft_id),
                         Up::Renew(csr) => {
                             let issued = certificates::issue(&manager.store.state(), peer.node, &csr, self.time.now());
                             let answer = match issued {

@@ -15,7 +15,7 @@ use crate::{
 use orchestrator_core::{
     assignment::Assignments,
     intent::{self, NodeWish},
-    model::{Live, Millis, Node, NodeId, Role, UnixMillis},
+    model::{Live, Millis, Node, NodeId, NodeLive, Report, Role, UnixMillis},
     plan::{Plan, plan},
     state::{Applied, Entry, State},
 };
@@ -73,11 +73,11 @@ async fn lead(
     let mut states = store.watch();
     let mut members = store.watch_members();
     let mut nodes = Roster::new(clock::now());
-    let mut wishes = Vec::new();
+    let mut leaving = Vec::new();
     loop {
         // What waited while a plan was committed comes first: nobody is down for the slowness of this disk.
         while let Ok(message) = inbox.try_recv() {
-            hear(message, &mut nodes, &mut wishes);
+            hear(message, &mut nodes, &mut leaving);
         }
         let state = states.borrow_and_update().clone();
         sessions.keep(|node| state.nodes.contains_key(&node));
@@ -86,8 +86,8 @@ async fn lead(
         let live = Arc::new(nodes.live(&state, now));
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
-        let entry = plan.entry.clone().or_else(|| description_changed(&state, &live, now));
-        let entry = entry.or_else(|| granted(&state, &live, &mut wishes, now));
+        let entry = plan.entry.clone().or_else(|| told(&state, &live, now));
+        let entry = entry.or_else(|| demotion(&state, &live, &mut leaving, now));
         let mut retry_at = None;
         if let Some(entry) = entry {
             match store.propose(entry).await {
@@ -117,7 +117,7 @@ async fn lead(
             }
             message = inbox.recv() => {
                 let Some(message) = message else { return };
-                if hear(message, &mut nodes, &mut wishes) {
+                if hear(message, &mut nodes, &mut leaving) {
                     tokio::time::sleep(GATHER).await;
                 }
             }
@@ -126,59 +126,39 @@ async fn lead(
     }
 }
 
-/// What a node asks of the cluster for itself.
-enum Wish {
-    /// It leaves: if it is a manager, it should be none any more.
-    Leave(NodeId),
-    /// It lost its store with this number and needs another.
-    Renumber(NodeId, u64),
-}
-
 /// Takes a message in; tells whether it may change a plan.
-fn hear(message: Message, nodes: &mut Roster, wishes: &mut Vec<Wish>) -> bool {
+fn hear(message: Message, nodes: &mut Roster, leaving: &mut Vec<NodeId>) -> bool {
     match message {
         Message::Heartbeat(node) => nodes.beat(node),
         Message::Report(report) => nodes.report(*report),
         Message::Leave(node) => {
-            wishes.push(Wish::Leave(node));
+            leaving.push(node);
             nodes.leave(node)
-        }
-        Message::StoreLost(node, raft_id) => {
-            wishes.push(Wish::Renumber(node, raft_id));
-            nodes.beat(node)
         }
     }
 }
 
-/// An entry that grants one of the wishes; what cannot be granted is dropped, its node asks again.
-fn granted(state: &State, live: &Live, wishes: &mut Vec<Wish>, now: UnixMillis) -> Option<Entry> {
-    while let Some(wish) = wishes.pop() {
-        let granted = match wish {
-            Wish::Leave(id) => match state.nodes.get(&id) {
-                Some(node) if node.role == Role::Manager => {
-                    let Node { availability, ref labels, .. } = *node.value;
-                    let wish = NodeWish { role: Role::Worker, availability, labels: labels.clone() };
-                    intent::update_node(state, live, id, node.revision, wish, now).map(Some)
-                }
-                _ => Ok(None),
-            },
-            Wish::Renumber(id, lost) => intent::renumber_node(state, id, lost, now),
-        };
-        match granted {
-            Ok(Some(entry)) => return Some(entry),
-            Ok(None) => {}
-            Err(refusal) => tracing::warn!(%refusal, "a node does not get what it asks for"),
+/// An entry that makes a worker of a manager that leaves, unless that would cost the quorum; its node asks again then.
+fn demotion(state: &State, live: &Live, leaving: &mut Vec<NodeId>, now: UnixMillis) -> Option<Entry> {
+    while let Some(id) = leaving.pop() {
+        let Some(node) = state.nodes.get(&id).filter(|node| node.role == Role::Manager) else { continue };
+        let Node { availability, ref labels, .. } = *node.value;
+        let wish = NodeWish { role: Role::Worker, availability, labels: labels.clone() };
+        match intent::update_node(state, live, id, node.revision, wish, now) {
+            Ok(entry) => return Some(entry),
+            Err(refusal) => tracing::warn!(node = %id, %refusal, "a manager that leaves stays one"),
         }
     }
     None
 }
 
-/// An entry that takes over what a node says of itself, if one says something new.
-fn description_changed(state: &State, live: &Live, now: UnixMillis) -> Option<Entry> {
-    let mut told = live.nodes.values().filter_map(|node| {
-        let known = state.nodes.get(&node.report.node)?;
-        let description = node.report.description.clone();
-        intent::describe_node(state, known.id, known.hostname.clone(), description, now).ok().flatten()
-    });
-    told.next()
+/// An entry that takes over what a node says of itself, or gives it what it lacks, if one says something new.
+fn told(state: &State, live: &Live, now: UnixMillis) -> Option<Entry> {
+    let entry = |node: &NodeLive| {
+        let Report { node: id, description, lost_log, .. } = &node.report;
+        let known = state.nodes.get(id)?;
+        let new = intent::describe_node(state, *id, known.hostname.clone(), description.clone(), now).ok().flatten();
+        new.or_else(|| intent::renew_raft_id(state, *id, (*lost_log)?, now).ok().flatten())
+    };
+    live.nodes.values().find_map(entry)
 }

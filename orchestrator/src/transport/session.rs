@@ -23,8 +23,6 @@ pub enum Message {
     Report(Box<Report>),
     /// It leaves the cluster now.
     Leave(NodeId),
-    /// Its store with this raft id is damaged.
-    StoreLost(NodeId, u64),
 }
 
 /// Messages that wait for the leader. A report replaces the one before, so a slow leader loses nothing by a full queue:

@@ -41,6 +41,12 @@ async fn a_cluster_grows_by_the_commands_that_it_shows() {
     let ran = ctl(&second, &["node", "ls"]).await;
     assert!(ran.err.contains("Please run this command on a manager node"), "{}", ran.err);
     assert_eq!(ok(&second, &["cluster", "leave"]).await, "Node left the cluster.\n");
+    let text = ok(&third, &["cluster", "init", "--force-new-cluster"]).await;
+    assert!(text.contains("is the only manager of the cluster from now on"), "{text}");
+    assert_eq!(
+        steady(&ok(&third, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]).await),
+        "pi1\npi2\npi3 Leader\n"
+    );
 }
 
 #[tokio::test]
