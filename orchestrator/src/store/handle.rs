@@ -270,10 +270,18 @@ impl Store {
     /// # Errors
     /// [`ProposeError`]; see there which of them leave it open whether the entry is committed.
     pub async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
-        match &*self.inner.health.borrow() {
-            Health::Writable => {}
-            Health::ReadOnly { reason } => return Err(ProposeError::ReadOnly { reason: reason.clone() }),
-            Health::Failed { reason } => return Err(ProposeError::Failed { reason: reason.clone() }),
+        let health = self.inner.health.borrow().clone();
+        if let Health::Failed { reason } = health {
+            return Err(ProposeError::Failed { reason });
+        }
+        if self.is_shut_down() {
+            return Err(ProposeError::ShutDown);
+        }
+        let Some(leadership) = *self.inner.leadership.borrow() else {
+            return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
+        };
+        if let Health::ReadOnly { reason } = health {
+            return Err(ProposeError::ReadOnly { reason });
         }
         let bytes =
             wire::encode(&entry).map_err(|error| ProposeError::Failed { reason: error.to_string().into() })?.len();
@@ -283,12 +291,6 @@ impl Store {
         if bytes > LARGE_ENTRY_BYTES && self.room() < 2 * bytes as u64 {
             return Err(ProposeError::ReadOnly { reason: format!("no room for a change of {bytes} bytes").into() });
         }
-        if self.is_shut_down() {
-            return Err(ProposeError::ShutDown);
-        }
-        let Some(leadership) = *self.inner.leadership.borrow() else {
-            return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
-        };
         let written = self.inner.raft.client_write(entry);
         match self.while_leading(leadership, PROPOSE, REGAIN, written).await.ok_or(ProposeError::Timeout)? {
             Ok(response) => Ok(response.data.expect("a change has an outcome")),

@@ -107,11 +107,15 @@ async fn the_child_with_others() {
 
     // It fills its last segment, or hands over before: either way somebody else leads in the end.
     let mut last = 0;
+    let started = std::time::Instant::now();
     loop {
         match first.propose(entry([node(last, 50_000)])).await {
             Ok(_) => last += 1,
             // One that was under way while the lead went over is there already, or is proposed once more.
-            Err(ProposeError::ReadOnly { .. } | ProposeError::Timeout) => {}
+            Err(ProposeError::ReadOnly { .. } | ProposeError::Timeout) => {
+                assert!(started.elapsed() < Duration::from_secs(30), "it leads on");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             Err(ProposeError::NotLeader { .. }) => break,
             Err(error) => panic!("after {last} entries: {error:?}"),
         }
