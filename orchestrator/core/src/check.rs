@@ -209,7 +209,9 @@ impl State {
     }
 
     fn check_slots(&self, found: &mut Vec<Violation>) {
-        let mut slots: BTreeMap<(ServiceId, Slot), Vec<(u32, Option<NodeId>)>> = BTreeMap::new();
+        /// Version and node of a task.
+        type Open = (u32, Option<NodeId>);
+        let mut slots: BTreeMap<(ServiceId, Slot), Vec<Open>> = BTreeMap::new();
         for task in self.tasks.values().filter(|task| task.desired == Desired::Run && task.outcome.is_none()) {
             slots
                 .entry((task.service, task.slot))

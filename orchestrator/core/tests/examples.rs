@@ -790,6 +790,25 @@ fn a_global_service_has_a_task_on_each_node_that_fits() {
 }
 
 #[test]
+fn a_global_service_comes_to_nodes_that_join() {
+    check(
+        "
+        node a
+        service agent global
+        plan
+        all running
+        node b
+        plan
+        ",
+        "
+        + agent.a/a: v1, on a
+        --
+        + agent.b/a: v1, on b
+        ",
+    );
+}
+
+#[test]
 fn a_global_task_waits_for_its_node_to_come_back() {
     check(
         "

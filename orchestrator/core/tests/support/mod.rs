@@ -391,6 +391,10 @@ fn change(mut parts: ServiceParts, args: &[&str]) -> ServiceParts {
             "restart_delay" => parts.task.restart.delay = seconds(),
             "restart_attempts" => parts.task.restart.max_attempts = number(),
             "restart_window" => parts.task.restart.window = seconds(),
+            "on_disconnect" => {
+                parts.on_disconnect = Some(if value == "keep" { OnDisconnect::Keep } else { OnDisconnect::Stop });
+            }
+            "disconnect_grace" => parts.disconnect_grace = Some(seconds()),
             "parallelism" => parts.update.parallelism = number(),
             "delay" => parts.update.delay = seconds(),
             "monitor" => parts.update.monitor = seconds(),
