@@ -1269,6 +1269,45 @@ fn a_failing_update_is_rolled_back() {
 }
 
 #[test]
+fn a_failing_update_whose_old_port_is_another_services_by_now_pauses() {
+    check(
+        "
+        node a
+        service web publish=8080:80 on_failure=rollback restart_delay=60
+        plan
+        all running
+        update web image=broken no_ports
+        plan
+        service api publish=8080:80
+        web.1/a shutdown
+        plan
+        web.1/b failed 1
+        plan
+        ",
+        "
+        + web.1/a: v1, on a with 1 ports
+        ~ web: ports 8080:80
+        --
+        ~ web.1/a: shutdown
+        + web.1/b: v2, waits
+        ~ web: ports , Updating
+        ? web.1/b: waits for the end of task web.1/a
+        wake in 70 s
+        --
+        + api.1/a: v1, on a with 1 ports
+        ~ api: ports 8080:80
+        ~ web.1/a: shutdown
+        ~ web.1/b: on a
+        --
+        ~ web.1/b: failed
+        ~ web: Paused
+        ? web.1/b: waits for the restart delay
+        wake in 60 s
+        ",
+    );
+}
+
+#[test]
 fn the_user_rolls_back() {
     check(
         "

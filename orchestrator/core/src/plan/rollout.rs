@@ -14,9 +14,12 @@ use super::{
     Subject, Why,
     work::{Life, SlotTasks, Work},
 };
-use crate::model::{
-    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder, UpdateState,
-    UpdateStatus,
+use crate::{
+    intent::check_ports,
+    model::{
+        Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder,
+        UpdateState, UpdateStatus,
+    },
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 
@@ -31,7 +34,8 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
         let why = |what: &str| format!("{what} due to failure or early termination of task {failed}");
         match (config.on_failure, service.previous) {
             (FailureAction::Continue, _) => {}
-            (FailureAction::Rollback, Some(previous)) if !rolling_back => {
+            // A port that the update gave up may be another service's by now: the user has to choose.
+            (FailureAction::Rollback, Some(previous)) if !rolling_back && has_ports(work, id, previous) => {
                 let on_failure = work.state.specs.get(&(id, previous)).map(|version| version.spec.rollback.on_failure);
                 work.return_to(&service, previous);
                 let message = why("update rolled back");
@@ -48,6 +52,12 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
             }
         }
     }
+}
+
+/// Whether the published ports of an older version are still there for its service.
+fn has_ports(work: &Work<'_>, id: ServiceId, number: u32) -> bool {
+    let version = work.state.specs.get(&(id, number));
+    version.is_some_and(|version| check_ports(&work.state, Some(id), &version.spec.endpoint.ports).is_ok())
 }
 
 /// Goes one step further with each update, and notes where it stands.

@@ -372,6 +372,7 @@ fn change(mut parts: ServiceParts, args: &[&str]) -> ServiceParts {
                 let (published, target) = (published.parse().unwrap(), target.parse().unwrap());
                 parts.endpoint.ports.push(PortSpec { protocol: Protocol::Tcp, target, published, mode });
             }
+            "no_ports" => parts.endpoint.ports.clear(),
             "constraint" => parts.task.placement.constraints.push(Constraint::parse(value).unwrap()),
             "spread" => parts.task.placement.spread.push(value.into()),
             "max_per_node" => parts.task.placement.max_per_node = number(),
