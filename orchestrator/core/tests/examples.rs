@@ -1308,6 +1308,48 @@ fn a_failing_update_whose_old_port_is_another_services_by_now_pauses() {
 }
 
 #[test]
+fn an_update_back_to_the_old_spec_in_the_middle_of_a_move_moves_on() {
+    check(
+        "
+        node a
+        node b
+        service web start-first
+        plan
+        all running
+        drain a
+        update web image=two
+        plan
+        update web image=nginx
+        plan
+        web.1/b shutdown
+        plan
+        web.1/c running
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        + web.1/b: v2, on b
+        ~ web: Updating
+        --
+        - web v1
+        ~ web.1/a: v3
+        ~ web.1/b: shutdown
+        + web.1/c: v3, waits
+        ~ web: Updating
+        ? web.1/c: waits for the end of task web.1/b
+        wake in 70 s
+        --
+        ~ web.1/b: shutdown
+        ~ web.1/c: on b
+        --
+        ~ web.1/a: shutdown
+        ~ web: Completed
+        ",
+    );
+}
+
+#[test]
 fn the_user_rolls_back() {
     check(
         "
