@@ -2,7 +2,7 @@
 
 use super::View;
 use crate::store::Store;
-use orchestrator_core::members::{Members, Step, next_step};
+use orchestrator_core::members::{Step, next_step};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -15,7 +15,7 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
     let mut members = store.watch_members();
     loop {
         let state = states.borrow_and_update().clone();
-        let known = known(&members.borrow_and_update());
+        let known = members.borrow_and_update().clone();
         let live = view.borrow_and_update().live.clone();
         if let Some(step) = next_step(&state, &live, &known) {
             tracing::info!(?step, "changing the membership of raft");
@@ -41,9 +41,4 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
             changed = view.changed() => if changed.is_err() { return },
         }
     }
-}
-
-pub(super) fn known(members: &crate::store::Members) -> Members {
-    let crate::store::Members { voters, learners, own } = members.clone();
-    Members { voters, learners, own }
 }
