@@ -50,7 +50,6 @@ struct Lobby {
     handshakes: usize,
     by_address: BTreeMap<IpAddr, usize>,
     guests: BTreeMap<u64, Guest>,
-    joining: usize,
     next: u64,
 }
 
@@ -76,6 +75,16 @@ enum Door {
 impl Guests {
     fn lock(&self) -> MutexGuard<'_, Lobby> {
         self.lobby.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.lock().guests.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn handshakes(&self) -> usize {
+        self.lock().handshakes
     }
 
     /// Closes the connections of all guests that `which` names.
@@ -148,7 +157,6 @@ impl Drop for Place {
 struct Entry<'a> {
     guests: &'a Guests,
     number: u64,
-    joins: bool,
 }
 
 impl<'a> Entry<'a> {
@@ -156,29 +164,31 @@ impl<'a> Entry<'a> {
     /// There are as many of its kind as may be.
     fn make(guests: &'a Guests, quinn: quinn::Connection, peer: Option<Peer>) -> Result<Self, String> {
         let mut lobby = guests.lock();
-        let joins = peer.is_none();
+        let from = canonical(quinn.remote_address()).ip();
+        let joining = |guest: &&Guest| guest.peer.is_none();
+        let from_there = |guest: &&Guest| canonical(guest.quinn.remote_address()).ip() == from;
         match peer {
-            None if lobby.joining >= limits::JOINING => {
-                return Err(format!("{} nodes are joining already, try again in a moment", lobby.joining));
+            None if lobby.guests.values().filter(joining).count() >= limits::JOINING => {
+                return Err(format!("{} nodes are joining already, try again in a moment", limits::JOINING));
+            }
+            None if lobby.guests.values().filter(joining).filter(from_there).count() >= limits::JOINING_PER_ADDRESS => {
+                return Err(format!("{} nodes are joining from {from} already", limits::JOINING_PER_ADDRESS));
             }
             Some(peer) if lobby.of_node(peer.node).count() >= limits::CONNECTIONS_PER_NODE => {
                 return Err(format!("node {} has {} connections already", peer.node, limits::CONNECTIONS_PER_NODE));
             }
             None | Some(_) => {}
         }
-        lobby.joining += usize::from(joins);
         let number = lobby.next;
         lobby.next += 1;
         lobby.guests.insert(number, Guest { quinn, peer });
-        Ok(Self { guests, number, joins })
+        Ok(Self { guests, number })
     }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        let mut lobby = self.guests.lock();
-        lobby.guests.remove(&self.number);
-        lobby.joining -= usize::from(self.joins);
+        self.guests.lock().guests.remove(&self.number);
     }
 }
 
@@ -261,10 +271,7 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
         quinn.set_max_concurrent_bi_streams(limits::STREAMS.into());
         shared.heard_of(peer.node, quinn.remote_address());
     }
-    // Fails when the connection has ended, which serving sees as well.
-    if let Ok(mut welcome) = quinn.open_uni().await {
-        let _ = welcome.write_all(&[WELCOME]).await;
-    }
+    timeout(limits::HANDSHAKE_TIME, welcome(quinn)).await.map_err(|_| "the welcome was not taken")?;
     let serve = serve(shared, quinn, alpn, peer);
     if peer.is_some() {
         serve.await;
@@ -281,6 +288,13 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
         }
     }
     Ok(())
+}
+
+async fn welcome(quinn: &quinn::Connection) {
+    // Fails when the connection has ended, which serving sees as well.
+    if let Ok(mut stream) = quinn.open_uni().await {
+        let _ = stream.write_all(&[WELCOME]).await;
+    }
 }
 
 fn protocol(quinn: &quinn::Connection) -> Option<Alpn> {

@@ -227,7 +227,7 @@ impl Shared {
         outcome
     }
 
-    async fn close_unused(&self, node: NodeId, alpn: Alpn, connection: Connection, after: Duration) {
+    pub(super) async fn close_unused(&self, node: NodeId, alpn: Alpn, connection: Connection, after: Duration) {
         connection.unused(after).await;
         // Under the lock, so that nobody is handed the connection between the last look at it and its end.
         let mut lines = self.lines.lock();
