@@ -148,7 +148,8 @@ impl Page {
         };
         if full || self.entries.len() >= limits::ADDRESSES {
             let only_found = source == Source::Found;
-            let victim = self.entries.iter().enumerate().filter(|(_, entry)| !only_found || entry.source == Source::Found);
+            let victim =
+                self.entries.iter().enumerate().filter(|(_, entry)| !only_found || entry.source == Source::Found);
             let victim = victim.min_by_key(|(_, entry)| (entry.source != Source::Found, entry.worked, entry.learned));
             let Some((victim, _)) = victim else { return false };
             self.entries.remove(victim);

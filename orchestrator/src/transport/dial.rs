@@ -118,7 +118,11 @@ impl Shared {
     }
 
     /// Never waits: a dial goes on in a task of its own, whoever gives up waiting for it.
-    fn ready_or_dialling(self: &Arc<Self>, node: NodeId, alpn: Alpn) -> Result<Result<Connection, Waiter>, ConnectError> {
+    fn ready_or_dialling(
+        self: &Arc<Self>,
+        node: NodeId,
+        alpn: Alpn,
+    ) -> Result<Result<Connection, Waiter>, ConnectError> {
         let news = self.book.news(node);
         let mut lines = self.lines.lock();
         let line = lines.entry((node, alpn)).or_default();
@@ -231,7 +235,9 @@ impl Shared {
         connection.unused(after).await;
         // Under the lock, so that nobody is handed the connection between the last look at it and its end.
         let mut lines = self.lines.lock();
-        if let Some(line) = lines.get_mut(&(node, alpn)) && line.live.as_ref().is_some_and(|live| live.is(&connection)) {
+        if let Some(line) = lines.get_mut(&(node, alpn))
+            && line.live.as_ref().is_some_and(|live| live.is(&connection))
+        {
             line.live = None;
         }
         connection.close("unused");
@@ -274,7 +280,12 @@ impl Shared {
             .unwrap_or(Err(Fault::Silent(limits::ATTEMPT_TIME)))
     }
 
-    async fn shake_hands(&self, addr: SocketAddr, alpn: Alpn, config: &quinn::ClientConfig) -> Result<Connection, Fault> {
+    async fn shake_hands(
+        &self,
+        addr: SocketAddr,
+        alpn: Alpn,
+        config: &quinn::ClientConfig,
+    ) -> Result<Connection, Fault> {
         // The name is for SNI, which is off; the certificate is compared with the node that is wanted.
         let connecting = self.quinn.connect_with(config.clone(), addr, "edged");
         let connecting = connecting.map_err(|error| Fault::Broken(error.to_string()))?;
@@ -288,10 +299,9 @@ impl Shared {
         match welcome.read_exact(&mut version).await {
             Ok(()) if version == [super::WELCOME] => Ok(Connection::new(quinn, alpn, peer)),
             Ok(()) => Err(Fault::Broken(format!("the peer greets with {}, not with {}", version[0], super::WELCOME))),
-            Err(_) => Err(quinn.close_reason().map_or_else(
-                || Fault::Broken("the peer does not greet".to_owned()),
-                |error| fault(&error),
-            )),
+            Err(_) => Err(quinn
+                .close_reason()
+                .map_or_else(|| Fault::Broken("the peer does not greet".to_owned()), |error| fault(&error))),
         }
     }
 }

@@ -201,7 +201,8 @@ fn select(interfaces: &[String]) -> Vec<IfKind> {
 }
 
 fn leads_out(name: &str) -> bool {
-    let ours = name.strip_prefix("ve").is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
+    let ours =
+        name.strip_prefix("ve").is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
     !ours && !CONTAINER_LINKS.iter().any(|link| name.starts_with(link))
 }
 

@@ -148,9 +148,7 @@ impl Endpoint {
         let shared = &self.0.0;
         let config = pki::join_config(*ca, Alpn::Join.name().as_bytes(), Arc::clone(&shared.time));
         let raced = shared.race(vec![addr], Alpn::Join, &client(config, Alpn::Join)).await;
-        raced
-            .map(|(connection, _)| connection)
-            .map_err(|attempts| failed("a manager".to_owned(), Alpn::Join, attempts))
+        raced.map(|(connection, _)| connection).map_err(|attempts| failed("a manager".to_owned(), Alpn::Join, attempts))
     }
 
     /// Asks `node`: one frame there, one frame back. Dropping the future tells the node that the answer is not wanted.

@@ -193,11 +193,7 @@ async fn read_rest(
         return Err(FrameError::TooLarge { what, size, limit });
     }
     let mut bytes = Vec::new();
-    let got = from
-        .take(size as u64)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(|source| FrameError::Io { what, source })?;
+    let got = from.take(size as u64).read_to_end(&mut bytes).await.map_err(|source| FrameError::Io { what, source })?;
     if got < size {
         return Err(FrameError::Truncated { what, got, size });
     }

@@ -145,7 +145,13 @@ impl Echo {
 
 #[async_trait]
 impl Serve for Echo {
-    async fn serve(&self, alpn: Alpn, peer: Option<Peer>, remote: SocketAddr, (mut send, mut recv): (SendStream, RecvStream)) {
+    async fn serve(
+        &self,
+        alpn: Alpn,
+        peer: Option<Peer>,
+        remote: SocketAddr,
+        (mut send, mut recv): (SendStream, RecvStream),
+    ) {
         self.0.lock().unwrap().push((alpn, peer, remote));
         let _ = tokio::io::copy(&mut recv, &mut send).await;
     }

@@ -105,14 +105,20 @@ async fn a_failed_dial_is_not_repeated_until_there_is_reason_to() {
     let (_open, silent) = void();
     b.endpoint.book().learn(a.id(), silent, Source::Assigned);
     let first = b.endpoint.connect(a.id(), Alpn::Raft).await.unwrap_err();
-    assert_eq!(first.to_string(), format!("no connection to node {} for edge-raft/1: {silent}: no answer within 3 s", a.id()));
+    assert_eq!(
+        first.to_string(),
+        format!("no connection to node {} for edge-raft/1: {silent}: no answer within 3 s", a.id())
+    );
     // The wait grows to seconds by failing again and again.
     let (shortest, longest) = limits::BACKOFF;
     assert!(b.endpoint.retry_in(a.id(), Alpn::Raft) <= shortest);
     b.endpoint.retry_due(a.id(), Alpn::Raft).await;
     b.endpoint.connect(a.id(), Alpn::Raft).await.unwrap_err();
     let again = b.endpoint.connect(a.id(), Alpn::Raft).await.unwrap_err();
-    assert!(matches!(again, ConnectError::Waiting { node, retry_in, .. } if node == a.id() && retry_in <= longest), "{again}");
+    assert!(
+        matches!(again, ConnectError::Waiting { node, retry_in, .. } if node == a.id() && retry_in <= longest),
+        "{again}"
+    );
     assert!(text(again).contains(&silent.to_string()));
     // News end it at once.
     b.knows(&a);
