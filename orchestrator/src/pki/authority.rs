@@ -5,7 +5,7 @@ use super::{
     subject::{cluster_of_ca, role_name},
     utc,
 };
-use orchestrator_core::model::{ClusterId, Millis, Role, UnixMillis};
+use orchestrator_core::model::{Ca, ClusterId, Millis, Role, Secret, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
@@ -23,15 +23,6 @@ const CA_VALIDITY: Millis = Millis::from_secs(20 * 365 * 86_400);
 /// The largest request that is looked at. A request with a P-256 key and no names has some 230 bytes; names that other
 /// tools add fit as well.
 pub const MAX_CSR_BYTES: usize = 2048;
-
-/// A certificate authority as it is kept.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Ca {
-    /// Its certificate, DER.
-    pub certificate: Vec<u8>,
-    /// Its key, PKCS#8 DER.
-    pub key: Vec<u8>,
-}
 
 /// A certificate authority that can sign.
 pub struct Authority {
@@ -112,7 +103,7 @@ impl Authority {
         valid(&mut params, backdated(now), now + CA_VALIDITY);
         let pair = key::pair(key.pkcs8()).map_err(AuthorityError::Key)?;
         let certificate = params.self_signed(&pair).map_err(AuthorityError::Making)?;
-        Ok(Ca { certificate: certificate.der().to_vec(), key: key.pkcs8().to_vec() })
+        Ok(Ca { certificate: certificate.der().to_vec(), key: Secret(key.pkcs8().to_vec()) })
     }
 
     /// The authority that is kept as `ca`.
@@ -123,7 +114,7 @@ impl Authority {
         let cluster = cluster_of_ca(&ca.certificate).map_err(AuthorityError::Certificate)?;
         let unreadable = |error: String| AuthorityError::Certificate(Refusal::Unreadable(error));
         let (_, parsed) = X509Certificate::from_der(&ca.certificate).map_err(|error| unreadable(error.to_string()))?;
-        let pair = key::pair(&ca.key).map_err(AuthorityError::Key)?;
+        let pair = key::pair(&ca.key.0).map_err(AuthorityError::Key)?;
         if pair.subject_public_key_info() != parsed.public_key().raw {
             return Err(AuthorityError::Mismatch);
         }
@@ -192,12 +183,6 @@ impl fmt::Debug for Authority {
             .field("cluster", &self.cluster)
             .field("digest", &self.digest())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Ca {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ca({})", CaDigest::of(&self.certificate))
     }
 }
 

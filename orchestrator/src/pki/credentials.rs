@@ -164,6 +164,9 @@ impl Credentials {
     }
 }
 
+/// What kind of thing a part of a PEM file is, and its DER.
+type Section = (SectionKind, Vec<u8>);
+
 /// See [`NodeKey::load_or_create`].
 pub(super) fn joining_key(state_dir: &Path) -> Result<NodeKey, CredentialsError> {
     let path = directory(state_dir)?.join(JOINING);
@@ -194,7 +197,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
 }
 
 /// The sections of a PEM file (RFC 7468); `None` if there is no file.
-fn read(path: &Path) -> Result<Option<Vec<(SectionKind, Vec<u8>)>>, CredentialsError> {
+fn read(path: &Path) -> Result<Option<Vec<Section>>, CredentialsError> {
     let failed = |source| CredentialsError::Disk { action: "reading", path: path.into(), source };
     let damaged = |what: String| CredentialsError::Damaged { path: path.into(), what };
     let text = match std::fs::metadata(path) {
@@ -241,12 +244,20 @@ fn directory(state_dir: &Path) -> Result<PathBuf, CredentialsError> {
     Ok(dir)
 }
 
+/// Removes the file and what an interrupted write of it left.
 fn forget(dir: &Path, name: &str) -> Result<(), CredentialsError> {
     let path = dir.join(name);
-    let remove = || match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => File::open(dir)?.sync_all(),
-    };
-    remove().map_err(|source| CredentialsError::Disk { action: "removing", path: path.clone(), source })
+    let mut found = false;
+    for path in [path.with_extension("new"), path] {
+        match std::fs::remove_file(&path) {
+            Ok(()) => found = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(CredentialsError::Disk { action: "removing", path, source }),
+        }
+    }
+    if !found {
+        return Ok(());
+    }
+    let sync = File::open(dir).and_then(|dir| dir.sync_all());
+    sync.map_err(|source| CredentialsError::Disk { action: "removing", path: dir.into(), source })
 }

@@ -12,8 +12,8 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -39,9 +39,15 @@ const KEEP_EVERY: Millis = Millis::from_secs(86_400);
 /// The system clock with a floor under it. One per process.
 pub struct LastSeen {
     clock: Box<dyn Fn() -> UnixMillis + Send + Sync>,
+    floor: AtomicU64,
+    kept: Arc<Kept>,
+}
+
+/// The floor as the disk has it.
+struct Kept {
     path: PathBuf,
     floor: AtomicU64,
-    kept: Mutex<UnixMillis>,
+    writing: AtomicBool,
 }
 
 /// What is remembered could not be read.
@@ -83,7 +89,8 @@ impl LastSeen {
             Err(source) => return Err(LastSeenError { path, source }),
         };
         let floor = AtomicU64::new(kept.max(BUILT).0);
-        Ok(Self { clock: Box::new(clock), path, floor, kept: Mutex::new(kept) })
+        let kept = Kept { path, floor: AtomicU64::new(kept.0), writing: AtomicBool::new(false) };
+        Ok(Self { clock: Box::new(clock), floor, kept: Arc::new(kept) })
     }
 
     /// The time by which certificates are judged and issued.
@@ -102,28 +109,40 @@ impl LastSeen {
     /// unset, and up to an hour ahead of a clock that is set. Kept on disk when a day has passed since the last time, by a
     /// thread of its own: this never waits for the disk.
     pub fn raise(&self, to: UnixMillis) {
+        if let Some(floor) = self.risen(to) {
+            let kept = Arc::clone(&self.kept);
+            if let Err(error) = std::thread::Builder::new().name("last-seen".into()).spawn(move || kept.write(floor)) {
+                tracing::warn!(%error, "cannot keep the time last seen");
+            }
+        }
+    }
+
+    /// Raises the floor; the new one if it is to be kept.
+    fn risen(&self, to: UnixMillis) -> Option<UnixMillis> {
         let to = if self.is_unset() { to } else { to.min((self.clock)() + AHEAD) };
         if self.floor.fetch_max(to.0, Ordering::Relaxed) >= to.0 {
-            return;
+            return None;
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if to < *kept + KEEP_EVERY {
-            return;
+        let due = UnixMillis(self.kept.floor.load(Ordering::Relaxed)) + KEEP_EVERY;
+        if to < due || self.kept.writing.swap(true, Ordering::Acquire) {
+            return None;
         }
-        *kept = to;
-        let path = self.path.clone();
-        let keep = move || {
-            if let Err(error) = replace(&path, format!("{}\n", to.0 / 1000).as_bytes()) {
-                tracing::warn!(path = %path.display(), %error, "cannot keep the time last seen");
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("last-seen".into()).spawn(keep) {
-            tracing::warn!(%error, "cannot keep the time last seen");
-        }
+        // Kept or not: on a broken disk this is tried again in a day, not every second.
+        self.kept.floor.store(to.0, Ordering::Relaxed);
+        Some(to)
     }
 
     fn floor(&self) -> UnixMillis {
         UnixMillis(self.floor.load(Ordering::Relaxed))
+    }
+}
+
+impl Kept {
+    fn write(&self, floor: UnixMillis) {
+        if let Err(error) = replace(&self.path, format!("{}\n", floor.0 / 1000).as_bytes()) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot keep the time last seen");
+        }
+        self.writing.store(false, Ordering::Release);
     }
 }
 
@@ -138,5 +157,29 @@ const fn seconds(text: &str) -> u64 {
     match u64::from_str_radix(text, 10) {
         Ok(seconds) => seconds,
         Err(_) => panic!("SOURCE_DATE_EPOCH is not a number of seconds"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(2_208_988_800_000);
+
+    #[test]
+    fn ten_idle_minutes_write_nothing_and_a_day_writes_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(AtomicU64::new(NOW.0));
+        let ticking = Arc::clone(&clock);
+        let seen = LastSeen::with_clock(dir.path(), move || UnixMillis(ticking.load(Ordering::Relaxed))).unwrap();
+        let tell = |seconds: u64| {
+            let told = UnixMillis(NOW.0 + seconds * 1000);
+            clock.store(told.0, Ordering::Relaxed);
+            seen.risen(told).inspect(|floor| seen.kept.write(*floor))
+        };
+        assert_eq!(tell(0), Some(NOW), "what was never kept is kept at once");
+        assert!((1..=600).all(|second| tell(second).is_none()));
+        let writes = (601..=86_400).filter_map(tell).collect::<Vec<_>>();
+        assert_eq!(writes, [NOW + KEEP_EVERY]);
     }
 }

@@ -22,13 +22,13 @@ mod subject;
 mod tls;
 mod token;
 
-pub use authority::{Authority, AuthorityError, Ca, IssueError, MAX_CSR_BYTES};
+pub use authority::{Authority, AuthorityError, IssueError, MAX_CSR_BYTES};
 pub use credentials::{Credentials, CredentialsError};
 pub use key::{KeyError, NodeKey};
 pub use last_seen::{LastSeen, LastSeenError};
 pub use subject::{BACKDATE, DEFAULT_VALIDITY, MIN_VALIDITY, Refusal, Subject, renew_at};
 pub use tls::{client_config, join_config, reason, server_config};
-pub use token::{BadToken, CaDigest, Token, same_secret};
+pub use token::{BadToken, CaDigest, Token, granted, new_secret};
 
 use orchestrator_core::model::UnixMillis;
 

@@ -217,6 +217,9 @@ pub(super) fn chain(
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 Refusal::Issuer { node, cluster }
             }
+            webpki::Error::RequiredEkuNotFoundContext(_) | webpki::Error::EmptyEkuExtension => {
+                Refusal::Unfit { node, why: "it was issued for another use".into() }
+            }
             other => Refusal::Unfit { node, why: other.to_string() },
         },
     )?;

@@ -4,6 +4,7 @@
 //! the joining node recognises the cluster, and a 128-bit secret as 25 characters, by which the cluster recognises the
 //! node's right to join and the role it may have.
 
+use orchestrator_core::model::{Role, Secret16, Tokens};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
 use subtle::ConstantTimeEq;
@@ -51,10 +52,24 @@ pub struct Token {
     pub secret: [u8; 16],
 }
 
-/// Whether two secrets are the same; takes the same time whether and wherever they differ.
+/// A new secret for join tokens, from the kernel's randomness.
 #[must_use]
-pub fn same_secret(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    a.ct_eq(b).into()
+pub fn new_secret() -> Secret16 {
+    let mut secret = [0; 16];
+    super::random(&mut secret);
+    Secret16(secret)
+}
+
+/// The role that this secret lets a node have. Takes the same time whether and wherever it differs.
+#[must_use]
+pub fn granted(secret: &[u8; 16], tokens: &Tokens) -> Option<Role> {
+    let manager = secret.ct_eq(&tokens.manager.0);
+    let worker = secret.ct_eq(&tokens.worker.0);
+    match (bool::from(manager), bool::from(worker)) {
+        (true, _) => Some(Role::Manager),
+        (false, true) => Some(Role::Worker),
+        (false, false) => None,
+    }
 }
 
 impl fmt::Display for Token {
@@ -121,6 +136,8 @@ impl FromStr for Token {
     type Err = BadToken;
 
     fn from_str(text: &str) -> Result<Self, BadToken> {
+        // What is pasted or read from a file often ends in a newline.
+        let text = text.trim();
         if text.is_empty() {
             return Err(BadToken::Empty);
         }
