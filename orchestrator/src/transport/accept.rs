@@ -35,6 +35,19 @@ pub trait Admit: Send + Sync {
     fn admit(&self, alpn: Alpn, peer: &Peer) -> Result<(), String>;
 }
 
+/// How often something was not let in, since the endpoint was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Attempts to connect while there were as many connections or handshakes as may be.
+    pub full: u64,
+    /// Handshakes that failed or took too long; what is wrong with a certificate shows here.
+    pub handshakes: u64,
+    /// Peers that may not come in: those [`Admit`] refused, those without a certificate, those with too many connections.
+    pub peers: u64,
+    /// Streams on which nothing came in time.
+    pub streams: u64,
+}
+
 /// Everyone who is at the door or within.
 pub(super) struct Guests {
     lobby: Mutex<Lobby>,
@@ -47,6 +60,7 @@ struct Lobby {
     by_address: BTreeMap<IpAddr, usize>,
     guests: BTreeMap<u64, Guest>,
     next: u64,
+    refusals: Refusals,
 }
 
 struct Guest {
@@ -71,6 +85,10 @@ enum Door {
 impl Guests {
     fn lock(&self) -> MutexGuard<'_, Lobby> {
         self.lobby.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refusals(&self) -> Refusals {
+        self.lock().refusals
     }
 
     #[cfg(test)]
@@ -212,6 +230,10 @@ fn consider(shared: &Arc<Shared>, incoming: Incoming, tasks: &mut JoinSet<()>) {
         let mut lobby = shared.guests.lock();
         match lobby.door(address, proven) {
             Door::Open => Ok(Place::take(shared, &mut lobby, proven.then_some(address))),
+            Door::Full => {
+                lobby.refusals.full += 1;
+                Err(Door::Full)
+            }
             closed => Err(closed),
         }
     };
@@ -232,19 +254,19 @@ async fn receive(incoming: Incoming, place: Place) {
     let shared = Arc::clone(&place.shared);
     let from = canonical(incoming.remote_address());
     let handshake = async { incoming.accept()?.await };
-    let quinn = match timeout(limits::HANDSHAKE_TIME, handshake).await {
-        Ok(Ok(quinn)) => quinn,
-        Ok(Err(error)) => {
-            tracing::debug!(%from, reason = %describe(&error), "no connection came of a handshake");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(%from, "a handshake was not finished in time");
+    let shaken = timeout(limits::HANDSHAKE_TIME, handshake).await;
+    let shaken = shaken.map_or_else(|_| Err("not finished in time".to_owned()), |done| done.map_err(|e| describe(&e)));
+    let quinn = match shaken {
+        Ok(quinn) => quinn,
+        Err(reason) => {
+            tracing::debug!(%from, reason, "no connection came of a handshake");
+            shared.guests.lock().refusals.handshakes += 1;
             return;
         }
     };
     if let Err(reason) = host(&shared, &quinn, place).await {
-        tracing::info!(%from, reason, "refused a connection");
+        tracing::debug!(%from, reason, "refused a connection");
+        shared.guests.lock().refusals.peers += 1;
         quinn.close(Close::Refused.code(), reason_bytes(&reason));
     }
 }
@@ -316,13 +338,13 @@ async fn serve(shared: &Arc<Shared>, quinn: &quinn::Connection, alpn: Alpn, peer
             let _permit = permit;
             match begin(send, recv).await {
                 Some(stream) => shared.handlers.serve(alpn, peer, remote, stream).await,
-                None => tracing::debug!(%remote, %alpn, "a stream on which nothing came was given up"),
+                None => shared.guests.lock().refusals.streams += 1,
             }
         });
     }
 }
 
-/// Waits for the first bytes: a stream that says nothing is given up.
+/// Waits for the first bytes: a stream that says nothing, or is taken back, is given up.
 async fn begin(send: quinn::SendStream, mut recv: quinn::RecvStream) -> Option<(SendStream, RecvStream)> {
     let first = timeout(limits::FIRST_BYTE_TIME, recv.read_chunk(usize::MAX, true)).await.ok()?.ok()?;
     let first = first.map(|chunk| chunk.bytes).unwrap_or_default();

@@ -175,9 +175,11 @@ impl SendStream {
         let _ = self.quinn.reset(Close::Done.code());
     }
 
-    /// Waits until the peer has everything or wants no more; true if it has everything.
-    pub async fn stopped(&self) -> bool {
-        matches!(self.quinn.stopped().await, Ok(None))
+    /// Waits until the peer has everything or wants no more; true if it has everything. Goes on independently of the stream,
+    /// so that who has nothing to send for a while notices that nobody listens.
+    pub fn stopped(&self) -> impl Future<Output = bool> + Send + Sync + use<> {
+        let stopped = self.quinn.stopped();
+        async move { matches!(stopped.await, Ok(None)) }
     }
 }
 

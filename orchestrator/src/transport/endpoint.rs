@@ -1,7 +1,7 @@
 //! The endpoint: one UDP socket for everything that this node says to others and hears from them.
 
 use super::{
-    AddressBook, Admit, Alpn, Connection, Serve, Source,
+    AddressBook, Admit, Alpn, Connection, Refusals, Serve, Source,
     accept::{self, Guests},
     book::canonical,
     dial::{Lines, failed},
@@ -187,6 +187,12 @@ impl Endpoint {
         self.0.0.lines.cut(|peer| peer == node, Close::Dropped, &reason);
         self.0.0.guests.cut(|peer| peer == Some(node), Close::Dropped, &reason);
         self.0.0.book.forget(node);
+    }
+
+    /// What was not let in so far.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.0.0.guests.refusals()
     }
 
     /// Where this endpoint listens.

@@ -103,6 +103,8 @@ async fn half_open_connections_leave_room_and_go_away() {
     .await;
     b.ask(&a, b"by way of Retry").await.unwrap();
     until("the half-open ones are given up", || a.endpoint.shared().guests.handshakes() == 0).await;
+    let refusals = a.endpoint.refusals();
+    assert!(refusals.handshakes >= limits::UNVALIDATED_HANDSHAKES as u64 && refusals.peers == 0, "{refusals:?}");
 }
 
 #[tokio::test]
@@ -120,6 +122,7 @@ async fn a_silent_stream_is_given_up() {
     unused.read_to_end(&mut nothing).await.unwrap();
     assert!(nothing.is_empty());
     assert_eq!(a.echo.served().len(), 1);
+    assert_eq!(a.endpoint.refusals(), Refusals { streams: 1, ..Refusals::default() });
 }
 
 #[tokio::test]

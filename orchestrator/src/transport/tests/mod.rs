@@ -6,9 +6,9 @@ mod multicast;
 mod peers;
 
 use super::*;
-use crate::pki::{Authority, Ca, Credentials, LastSeen, NodeKey};
+use crate::pki::{Authority, Credentials, LastSeen, NodeKey};
 use async_trait::async_trait;
-use orchestrator_core::model::{ClusterId, Millis, UnixMillis};
+use orchestrator_core::model::{Ca, ClusterId, Millis, UnixMillis};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,

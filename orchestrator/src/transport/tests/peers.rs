@@ -82,6 +82,7 @@ async fn a_refusal_tells_the_dialler_why() {
     assert_eq!(error.refusal(), Some("node b is not welcome here"));
     assert!(text(error).contains("refused: node b is not welcome here"));
     assert!(a.echo.served().is_empty());
+    assert_eq!(a.endpoint.refusals(), Refusals { peers: 1, ..Refusals::default() });
 }
 
 #[tokio::test]
