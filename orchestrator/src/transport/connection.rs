@@ -12,6 +12,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -99,7 +100,7 @@ impl Connection {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(super) fn age(&self) -> std::time::Duration {
+    pub(super) fn age(&self) -> Duration {
         self.0.opened.elapsed()
     }
 
@@ -108,16 +109,21 @@ impl Connection {
         self.0.touch();
     }
 
+    /// When the connection will have been unused for `after`, as things stand.
+    fn unused_at(&self, after: Duration) -> Instant {
+        let in_use = self.0.free.available_permits() < limits::USED_STREAMS as usize;
+        if in_use { Instant::now() + after } else { *self.0.used() + after }
+    }
+
+    pub(super) fn is_unused(&self, after: Duration) -> bool {
+        self.unused_at(after) <= Instant::now()
+    }
+
     /// Waits until the connection has ended or was unused for `after`.
-    pub(super) async fn unused(&self, after: std::time::Duration) {
-        loop {
-            let in_use = self.0.free.available_permits() < limits::USED_STREAMS as usize;
-            let due = if in_use { Instant::now() } else { *self.0.used() } + after;
-            if due <= Instant::now() {
-                return;
-            }
+    pub(super) async fn unused(&self, after: Duration) {
+        while !self.is_unused(after) {
             tokio::select! {
-                () = sleep_until(due) => {}
+                () = sleep_until(self.unused_at(after)) => {}
                 _ = self.0.quinn.closed() => return,
             }
         }

@@ -45,7 +45,8 @@ pub struct EndpointError {
     source: io::Error,
 }
 
-/// A node's end of all its connections. Clones share it; when the last is gone, or by [`Endpoint::close`], it ends.
+/// A node's end of all its connections. Clones share it; when the last is gone, or by [`Endpoint::close`], it ends. Handlers that
+/// keep a clone keep it alive, so that only `close` ends it.
 #[derive(Clone)]
 pub struct Endpoint(Arc<Handle>);
 

@@ -127,6 +127,21 @@ async fn a_failed_dial_is_not_repeated_until_there_is_reason_to() {
 }
 
 #[tokio::test]
+async fn what_is_learned_during_a_dial_is_tried_right_after_it() {
+    let world = World::new();
+    let (a, b) = (world.manager(), world.manager());
+    let (_open, silent) = void();
+    b.endpoint.book().learn(a.id(), silent, Source::Assigned);
+    let learn = async {
+        until("the dial is under way", || b.endpoint.shared().quinn.open_connections() > 0).await;
+        b.knows(&a);
+    };
+    let (failed, ()) = tokio::join!(b.endpoint.connect(a.id(), Alpn::Raft), learn);
+    assert!(matches!(failed, Err(ConnectError::Failed { .. })));
+    b.ask(&a, b"x").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_node_that_comes_by_itself_is_dialled_at_once() {
     let world = World::new();
     let (a, b) = (world.manager(), world.manager());
