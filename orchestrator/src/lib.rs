@@ -22,6 +22,8 @@ pub mod transport;
 pub mod docs {
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    #[doc = include_str!("../docs/disconnect.md")]
+    pub mod disconnect {}
     #[doc = include_str!("../docs/decisions/0001-raft-log.md")]
     pub mod decision_0001_raft_log {}
 }
