@@ -104,7 +104,7 @@ impl Drop for Writers {
 }
 
 /// Makes a service without replicas.
-fn write(socket: &PathBuf, at: &str, name: String) -> Write {
+fn write(socket: &Path, at: &str, name: String) -> Write {
     let spec = service(&name);
     let asked = Instant::now();
     let (acknowledged, refusal) = match api::request(socket, "POST", "/services/create", Some(&spec), PATIENCE) {
