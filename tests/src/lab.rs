@@ -164,6 +164,17 @@ impl Lab {
         xtask(["lab"].iter().chain(verb))?.success(&verb.join(" ")).map(drop)
     }
 
+    /// Ends a node's daemon with SIGKILL at once, where even the start of `lab kill` would blur what is measured.
+    ///
+    /// # Errors
+    /// When no daemon runs.
+    pub fn sigkill(&self, node: &str) -> Result<()> {
+        let pid = i32::try_from(self.pid(node)?).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.context("a process id is a positive number")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+            .with_context(|| format!("kill the daemon of {node}"))
+    }
+
     /// A node's folder: `state/`, `docker.sock`, `edged.log`, `edged.toml`, `edged.pid`.
     pub fn folder(&self, node: &str) -> PathBuf {
         target().join("lab").join(node)

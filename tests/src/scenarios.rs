@@ -14,7 +14,9 @@ use std::{
 /// Whatever a scenario has done to the cluster, it is whole again by then.
 const WHOLE_AGAIN: Duration = Duration::from_secs(60);
 /// As much of each daemon's log is printed after a failure.
-const LOG_LINES: usize = 80;
+const LOG_LINES: usize = 30;
+/// So much of a line says what went wrong.
+const LOG_WIDTH: usize = 300;
 
 /// Runs scenarios one after the other.
 pub struct Scenarios<'a> {
@@ -115,7 +117,7 @@ impl Lab {
         for log in folders.map(|entry| entry.path().join("edged.log")).filter(|log| log.is_file()) {
             let text = fs::read(&log).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
-            let lines: Vec<&str> = text.lines().collect();
+            let lines: Vec<String> = text.lines().map(|line| line.chars().take(LOG_WIDTH).collect()).collect();
             println!("--- {}\n{}", log.display(), lines[lines.len().saturating_sub(count)..].join("\n"));
         }
     }

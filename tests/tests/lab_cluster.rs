@@ -40,7 +40,8 @@ fn a_cluster_of_five_serves_its_users_through_whatever_happens_to_its_nodes() ->
 /// Creates a service of an image that all nodes have and waits until it is stable.
 fn create(lab: &Lab, at: &str, name: &str, rest: &[&str]) -> Result<String> {
     let quick = ["service", "create", "--quiet", "--no-resolve-image", "--update-monitor", "500ms", "--name", name];
-    lab.edgectl(at, &[&quick, rest].concat())
+    // The first process of a container does not end by SIGTERM unless it says so.
+    lab.edgectl(at, &[&quick[..], &["--stop-grace-period", "1s"], rest].concat())
 }
 
 /// The processes of a service by node, told by their command line.
