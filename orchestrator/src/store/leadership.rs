@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use openraft::{ChangeMembers, Raft, ServerState, error::Fatal, metrics::RaftServerMetrics};
+use openraft::{ChangeMembers, Raft, ServerState, Vote, error::Fatal, metrics::RaftServerMetrics};
 use orchestrator_core::members::Members;
 use tokio::{
     select,
@@ -33,8 +33,19 @@ const CHANGE: Duration = Duration::from_secs(5);
 /// This node leads, and its state contains everything that was committed before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leadership {
-    /// The raft term; grows with every change of leader.
+    /// Number of this leadership; grows with every change of leader, and no two leaders ever have the same one.
     pub term: u64,
+}
+
+/// A term of openraft's may see a second leader, of a greater raft id, after the first (its leaders are ordered by both). So the
+/// number of a leadership is made of both: this many bits for the raft id, a million managers that joined.
+const RAFT_ID_BITS: u32 = 20;
+
+impl Leadership {
+    fn by(vote: &Vote<u64>) -> Self {
+        let raft_id = vote.leader_id.node_id.min((1 << RAFT_ID_BITS) - 1);
+        Leadership { term: (vote.leader_id.term << RAFT_ID_BITS) | raft_id }
+    }
 }
 
 /// What the task reports.
@@ -130,7 +141,7 @@ impl Sources {
             to.name(None);
             return Look::Unconfirmed;
         };
-        let leadership = Leadership { term: vote.leader_id.term };
+        let leadership = Leadership::by(&vote);
         if *to.leadership.borrow() != Some(leadership) {
             // A new leader may still be applying what its predecessors committed.
             let Ok(Ok(_)) = timeout(LEASE, self.raft.ensure_linearizable()).await else { return Look::Unconfirmed };
