@@ -25,6 +25,8 @@ pub mod docs {
     pub mod architecture {}
     #[doc = include_str!("../docs/cluster.md")]
     pub mod cluster {}
+    #[doc = include_str!("../docs/disconnect.md")]
+    pub mod disconnect {}
     #[doc = include_str!("../docs/decisions/0001-raft-log.md")]
     pub mod decision_0001_raft_log {}
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -104,7 +104,7 @@ impl Drop for Writers {
 }
 
 /// Makes a service without replicas.
-fn write(socket: &PathBuf, at: &str, name: String) -> Write {
+fn write(socket: &Path, at: &str, name: String) -> Write {
     let spec = service(&name);
     let asked = Instant::now();
     let (acknowledged, refusal) = match api::request(socket, "POST", "/services/create", Some(&spec), PATIENCE) {

@@ -26,7 +26,8 @@ pub struct Assignment {
     pub term: u64,
     /// Revision of the state it was made from.
     pub revision: u64,
-    /// Edition of the leader's live knowledge ([`Live::edition`]) it was made from; counts within a term.
+    /// Edition of the leader's live knowledge ([`Live::edition`]) it was made from. It starts from the clock of the election,
+    /// so that it grows within a term even if its leader was restarted.
     pub edition: u64,
     /// What the node is to the cluster, and how it finds the others.
     pub membership: Membership,

@@ -210,8 +210,8 @@ impl State {
 
     fn check_slots(&self, found: &mut Vec<Violation>) {
         /// Version and node of a task.
-        type Attempt = (u32, Option<NodeId>);
-        let mut slots: BTreeMap<(ServiceId, Slot), Vec<Attempt>> = BTreeMap::new();
+        type Open = (u32, Option<NodeId>);
+        let mut slots: BTreeMap<(ServiceId, Slot), Vec<Open>> = BTreeMap::new();
         for task in self.tasks.values().filter(|task| task.desired == Desired::Run && task.outcome.is_none()) {
             slots
                 .entry((task.service, task.slot))

@@ -451,7 +451,7 @@ fn not_found(kind: crate::find::Kind, text: String) -> Refusal {
 }
 
 /// An ingress port belongs to one service. Host-published ports may be shared, as long as the tasks meet on no node.
-fn check_ports(state: &State, own: Option<ServiceId>, wanted: &[PortSpec]) -> Result<(), Refusal> {
+pub(crate) fn check_ports(state: &State, own: Option<ServiceId>, wanted: &[PortSpec]) -> Result<(), Refusal> {
     for service in present(state).filter(|service| Some(service.id) != own) {
         let spec = state.current_spec(service).map_or(&[][..], |version| &version.value.spec.endpoint.ports);
         for taken in service.ports.iter().chain(spec).filter(|taken| taken.published != 0) {

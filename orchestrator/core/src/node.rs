@@ -41,8 +41,9 @@ pub struct Observed {
     pub tasks: BTreeMap<TaskId, TaskObserved>,
     /// Backend numbers that new connections may be sent to.
     pub serving: BTreeSet<u16>,
-    /// Since when the node hears no manager, as far as it knows: when it lost the last one, or when the agent started if it
-    /// has heard none since. `None` while it hears one.
+    /// When the node heard a manager for the last time, or when the agent started if it has heard none since; `None` as long
+    /// as it counts itself connected. The time of the last sign of life, not of the moment at which the silence was noticed:
+    /// the cluster counts from there, too.
     pub cut_off_since: Option<UnixMillis>,
 }
 

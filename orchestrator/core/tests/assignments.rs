@@ -6,6 +6,7 @@ mod support;
 
 use orchestrator_core::{
     assignment::{Assignment, assign},
+    intent::{self, NodeWish},
     members::Members,
     model::*,
 };
@@ -138,4 +139,72 @@ fn the_newer_term_wins_then_the_newer_state_then_the_newer_knowledge() {
         }
         assert!(one.says_the_same(&ascending[0]));
     }
+}
+
+/// What `node` is told to be, with these members of the log.
+fn membership(cluster: &Cluster, node: &str, members: &[u64]) -> (Role, Option<u64>) {
+    let members = Members { voters: members.iter().copied().collect(), ..Members::default() };
+    let told = assign(&cluster.state, &cluster.live, cluster.node_id(node), 1, &members).membership;
+    (told.role, told.raft_id)
+}
+
+#[test]
+fn a_manager_that_is_demoted_keeps_the_log_until_it_is_no_member_any_more() {
+    let mut cluster = cluster("node a\nnode b");
+    let b = cluster.node_id("b");
+    assert_eq!(membership(&cluster, "b", &[1]), (Role::Manager, Some(2)), "not a member yet");
+    assert_eq!(membership(&cluster, "b", &[1, 2]), (Role::Manager, Some(2)));
+    let mut wish = |role| {
+        let node = &cluster.state.nodes[&b];
+        let wish = NodeWish { role, availability: node.availability, labels: node.labels.clone() };
+        let entry = intent::update_node(&cluster.state, &cluster.live, b, node.revision, wish, cluster.now).unwrap();
+        cluster.apply(&entry);
+    };
+    wish(Role::Worker);
+    assert_eq!(membership(&cluster, "b", &[1, 2]), (Role::Worker, Some(2)));
+    assert_eq!(membership(&cluster, "b", &[1]), (Role::Worker, None));
+}
+
+#[test]
+fn every_node_is_told_where_the_managers_are_and_what_a_member_must_know() {
+    let mut cluster = cluster("node a\nnode b\nnode c");
+    for (name, address) in [("a", "10.0.0.1"), ("b", "fd99::2")] {
+        let (id, node) = (cluster.node_id(name), cluster.state.nodes[&cluster.node_id(name)].clone());
+        let description = NodeDescription { address: address.into(), port: 2377, ..node.description.clone() };
+        let entry = intent::describe_node(&cluster.state, id, name.into(), description, cluster.now).unwrap().unwrap();
+        cluster.apply(&entry);
+    }
+    let told = told(&cluster, "c").membership;
+    // The third one has told no address yet.
+    let managers = [("a", "10.0.0.1:2377"), ("b", "[fd99::2]:2377")];
+    assert_eq!(told.managers, managers.map(|(name, at)| (cluster.node_id(name), at.to_owned())).into());
+    let settings = Settings::default();
+    assert_eq!((told.heartbeat, told.down_after), (settings.heartbeat, settings.down_after));
+    assert_eq!((told.cert_validity, &told.ca[..]), (settings.cert_validity, &b"certificate"[..]));
+}
+
+#[test]
+fn what_a_cut_off_node_does_with_a_task_follows_from_its_service() {
+    let cluster = cluster(
+        "node a
+        service one
+        service two replicas=2
+        service every global
+        service kept on_disconnect=keep
+        service stopped replicas=2 on_disconnect=stop
+        service soon disconnect_grace=1
+        plan",
+    );
+    let told = told(&cluster, "a");
+    let stop = |name: &str| told.tasks.values().find(|task| task.service_name == name).unwrap().on_disconnect;
+    let seconds = |seconds| Some(Millis::from_secs(seconds));
+    assert_eq!(["one", "stopped", "soon"].map(stop), [seconds(10), seconds(10), seconds(1)]);
+    assert_eq!(["two", "every", "kept"].map(stop), [None; 3]);
+}
+
+#[test]
+fn a_leader_that_is_restarted_within_its_term_is_not_taken_for_its_past() {
+    let cluster = cluster("node a");
+    let at = |clock: u64, reports: u64| Assignment { edition: clock + reports, ..told(&cluster, "a") };
+    assert!(at(1_700_000_002_000, 0).supersedes(&at(1_700_000_000_000, 30)));
 }

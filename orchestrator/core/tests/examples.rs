@@ -790,6 +790,25 @@ fn a_global_service_has_a_task_on_each_node_that_fits() {
 }
 
 #[test]
+fn a_global_service_comes_to_nodes_that_join() {
+    check(
+        "
+        node a
+        service agent global
+        plan
+        all running
+        node b
+        plan
+        ",
+        "
+        + agent.a/a: v1, on a
+        --
+        + agent.b/a: v1, on b
+        ",
+    );
+}
+
+#[test]
 fn a_global_task_waits_for_its_node_to_come_back() {
     check(
         "
@@ -1245,6 +1264,87 @@ fn a_failing_update_is_rolled_back() {
         ~ web: wants v3, RollbackStarted
         --
         ~ web: RollbackCompleted
+        ",
+    );
+}
+
+#[test]
+fn a_failing_update_whose_old_port_is_another_services_by_now_pauses() {
+    check(
+        "
+        node a
+        service web publish=8080:80 on_failure=rollback restart_delay=60
+        plan
+        all running
+        update web image=broken no_ports
+        plan
+        service api publish=8080:80
+        web.1/a shutdown
+        plan
+        web.1/b failed 1
+        plan
+        ",
+        "
+        + web.1/a: v1, on a with 1 ports
+        ~ web: ports 8080:80
+        --
+        ~ web.1/a: shutdown
+        + web.1/b: v2, waits
+        ~ web: ports , Updating
+        ? web.1/b: waits for the end of task web.1/a
+        wake in 70 s
+        --
+        + api.1/a: v1, on a with 1 ports
+        ~ api: ports 8080:80
+        ~ web.1/a: shutdown
+        ~ web.1/b: on a
+        --
+        ~ web.1/b: failed
+        ~ web: Paused
+        ? web.1/b: waits for the restart delay
+        wake in 60 s
+        ",
+    );
+}
+
+#[test]
+fn an_update_back_to_the_old_spec_in_the_middle_of_a_move_moves_on() {
+    check(
+        "
+        node a
+        node b
+        service web start-first
+        plan
+        all running
+        drain a
+        update web image=two
+        plan
+        update web image=nginx
+        plan
+        web.1/b shutdown
+        plan
+        web.1/c running
+        plan
+        ",
+        "
+        + web.1/a: v1, on a
+        --
+        + web.1/b: v2, on b
+        ~ web: Updating
+        --
+        - web v1
+        ~ web.1/a: v3
+        ~ web.1/b: shutdown
+        + web.1/c: v3, waits
+        ~ web: Updating
+        ? web.1/c: waits for the end of task web.1/b
+        wake in 70 s
+        --
+        ~ web.1/b: shutdown
+        ~ web.1/c: on b
+        --
+        ~ web.1/a: shutdown
+        ~ web: Completed
         ",
     );
 }

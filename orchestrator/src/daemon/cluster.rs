@@ -99,11 +99,14 @@ impl Cluster for Daemon {
         let live = self.base.leader_view.borrow().live.clone();
         let state = manager.as_ref().map(|manager| manager.store.state()).unwrap_or_default();
         let managers = state.nodes.values().filter(|node| node.role == Role::Manager);
+        let voters = manager.as_ref().map(|manager| manager.store.members().voters).unwrap_or_default();
         let managers = managers.filter_map(|node| {
             let address = manager::address(&state, node.id)?.to_string();
+            let votes = node.raft_id.is_some_and(|raft_id| voters.contains(&raft_id));
             let reachable = match (leader == Some(node.id), live.nodes.get(&node.id)) {
                 (true, _) => Some(true),
-                (false, Some(known)) => Some(known.ready),
+                // Until it votes, the cluster stands no failure more than before.
+                (false, Some(known)) => (votes || !known.ready).then_some(known.ready),
                 // Only the leader hears of the others.
                 (false, None) => (leader == Some(member.node)).then_some(false),
             };

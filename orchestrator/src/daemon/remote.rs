@@ -19,11 +19,7 @@ impl Remote for Daemon {
         match manager.leader() {
             Some(node) if node != member.node => Leader::Other(node),
             // It was this node, which has lost touch with the others, or is about to take over.
-            _ => Leader::None(
-                "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of \
-                 the managers are online."
-                    .into(),
-            ),
+            _ => Leader::None("none is elected, or this node has lost touch with the others".into()),
         }
     }
 

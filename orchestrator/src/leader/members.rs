@@ -2,23 +2,28 @@
 
 use super::View;
 use crate::store::Store;
-use orchestrator_core::members::{Members, Step, next_step};
+use orchestrator_core::members::{Step, next_step};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Pause after a change that failed: the other manager may need this long to open its store.
-const RETRY: Duration = Duration::from_millis(500);
+/// Pauses after a change that could not be made, growing: a manager that was just added answers within milliseconds, one
+/// whose disk is full does not for a long time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// What was changed shows in the membership after this time at the latest.
+const SHOWS: Duration = Duration::from_millis(500);
 
 /// Runs while this node leads.
 pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
     let mut states = store.watch();
     let mut members = store.watch_members();
+    let mut pause = PAUSE.0;
     loop {
         let state = states.borrow_and_update().clone();
-        let known = known(&members.borrow_and_update());
+        let known = members.borrow_and_update().clone();
         let live = view.borrow_and_update().live.clone();
         if let Some(step) = next_step(&state, &live, &known) {
-            tracing::info!(?step, "changing the membership of raft");
+            tracing::debug!(?step, "changing the membership of raft");
             let done = match step {
                 Step::AddLearner { raft_id, node } => {
                     store.add_learner(raft_id, node.to_string()).await.map_err(anyhow::Error::from)
@@ -27,12 +32,20 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
                 Step::Remove(raft_id) => store.remove(raft_id).await.map_err(Into::into),
                 Step::HandOver => store.hand_over().await.map_err(Into::into),
             };
-            if let Err(error) = done {
-                tracing::warn!(?step, error = format!("{error:#}"), "not yet");
-                tokio::time::sleep(RETRY).await;
+            match done {
+                Ok(()) => {
+                    pause = PAUSE.0;
+                    let _late = tokio::time::timeout(SHOWS, members.changed()).await;
+                }
+                Err(error) => {
+                    tracing::debug!(?step, error = format!("{error:#}"), "the membership is not changed yet");
+                    if pause == PAUSE.1 {
+                        tracing::warn!(?step, error = format!("{error:#}"), "the membership of raft cannot be changed");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
             }
-            // What was changed shows a moment later.
-            let _late = tokio::time::timeout(RETRY, members.changed()).await;
             continue;
         }
         tokio::select! {
@@ -41,9 +54,4 @@ pub(super) async fn keep(store: Store, mut view: watch::Receiver<View>) {
             changed = view.changed() => if changed.is_err() { return },
         }
     }
-}
-
-pub(super) fn known(members: &crate::store::Members) -> Members {
-    let crate::store::Members { voters, learners, own } = members.clone();
-    Members { voters, learners, own }
 }

@@ -98,7 +98,7 @@ async fn lead(
                 }
             }
         }
-        let known = members::known(&members.borrow_and_update());
+        let known = members.borrow_and_update().clone();
         let assignments = Assignments::new(&state, &live, term, &known);
         for node in sessions.nodes() {
             sessions.assign(node, assignments.of(node));

@@ -15,6 +15,7 @@ use openraft::{
     error::{CheckIsLeaderError, ClientWriteError, InitializeError as RaftInitializeError, RaftError},
 };
 use orchestrator_core::{
+    members::Members,
     state::{Applied, Entry, State},
     wire,
 };
@@ -36,7 +37,7 @@ use super::{
     },
     log_store::LogStore,
     machine::Machine,
-    members::Members,
+    members::members,
     meter::{Meter, Written},
     network::{Links, Network, NoPeers, Peers},
     parts::Assembly,
@@ -178,7 +179,7 @@ impl Store {
         let reports = Reports {
             leadership: watch::Sender::new(None),
             leader: watch::Sender::new(None),
-            members: watch::Sender::new(Members::of(&raft.server_metrics().borrow(), raft_id)),
+            members: watch::Sender::new(members(&raft.server_metrics().borrow(), raft_id)),
             health: health.clone(),
         };
         let (leadership, leader) = (reports.leadership.subscribe(), reports.leader.subscribe());
@@ -282,6 +283,9 @@ impl Store {
         if bytes > LARGE_ENTRY_BYTES && self.room() < 2 * bytes as u64 {
             return Err(ProposeError::ReadOnly { reason: format!("no room for a change of {bytes} bytes").into() });
         }
+        if self.is_shut_down() {
+            return Err(ProposeError::ShutDown);
+        }
         let Some(leadership) = *self.inner.leadership.borrow() else {
             return Err(ProposeError::NotLeader { leader: self.inner.leader.borrow().clone() });
         };
@@ -332,6 +336,9 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn read(&self) -> Result<Arc<State>, ReadError> {
+        if self.is_shut_down() {
+            return Err(ReadError::ShutDown);
+        }
         let not_leader = || ReadError::NotLeader { leader: self.inner.leader.borrow().clone() };
         let Some(leadership) = *self.inner.leadership.borrow() else { return Err(not_leader()) };
         let confirmed = async {
@@ -411,6 +418,11 @@ impl Store {
         let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
+    }
+
+    /// Has whatever watches raft ended?
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.inner.leadership.has_changed().is_err()
     }
 
     /// Bytes free on the disk.

@@ -10,6 +10,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use openraft::{ChangeMembers, Raft, ServerState, error::Fatal, metrics::RaftServerMetrics};
+use orchestrator_core::members::Members;
 use tokio::{
     select,
     sync::{Semaphore, watch},
@@ -20,7 +21,7 @@ use super::{
     contacts::Contacts,
     handle::{ELECTION_MAX, HEARTBEAT},
     log::writer::Health,
-    members::Members,
+    members,
     raft::{Member, TypeConfig},
 };
 
@@ -110,7 +111,7 @@ enum Look {
 
 impl Sources {
     async fn look(&self, seen: &Metrics, to: &Reports) -> Look {
-        to.count(Members::of(seen, self.raft_id));
+        to.count(members::members(seen, self.raft_id));
         let membership = seen.membership_config.membership();
         let vote = seen.vote;
         let leads = seen.state == ServerState::Leader && vote.committed && vote.leader_id.node_id == self.raft_id;

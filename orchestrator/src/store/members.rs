@@ -13,6 +13,7 @@ use openraft::{
     error::{ChangeMembershipError, ClientWriteError, RaftError},
     metrics::RaftServerMetrics,
 };
+use orchestrator_core::members::Members;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
@@ -30,23 +31,11 @@ pub(super) const CHANGE: Duration = Duration::from_secs(5);
 /// A learner may vote when it lacks at most this many entries: what the next append brings it.
 const CLOSE: u64 = 100;
 
-/// The log's membership.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Numbers of those that vote.
-    pub voters: BTreeSet<u64>,
-    /// Numbers of those that only keep the log.
-    pub learners: BTreeSet<u64>,
-    /// The number of this node.
-    pub own: u64,
-}
-
-impl Members {
-    /// The newest membership, as openraft reports it. In the middle of a change, whoever votes in either of the two is a voter.
-    pub(super) fn of(metrics: &RaftServerMetrics<u64, Member>, own: u64) -> Members {
-        let membership = metrics.membership_config.membership();
-        Members { voters: membership.voter_ids().collect(), learners: membership.learner_ids().collect(), own }
-    }
+/// The newest membership, as openraft reports it to `own`. In the middle of a change, whoever votes in either of the two is a
+/// voter.
+pub(super) fn members(metrics: &RaftServerMetrics<u64, Member>, own: u64) -> Members {
+    let membership = metrics.membership_config.membership();
+    Members { voters: membership.voter_ids().collect(), learners: membership.learner_ids().collect(), own }
 }
 
 impl Store {
@@ -132,6 +121,9 @@ impl Store {
 
     /// This member leads, and no change of the membership is half-way.
     async fn may_change(&self) -> Result<Leadership, MembersError> {
+        if self.is_shut_down() {
+            return Err(MembersError::ShutDown);
+        }
         let Some(leadership) = *self.inner.leadership.borrow() else {
             return Err(MembersError::NotLeader { leader: self.leader().borrow().clone() });
         };

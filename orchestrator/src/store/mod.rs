@@ -30,7 +30,7 @@ pub use error::{HandOverError, InitializeError, MembersError, ProposeError, Read
 pub use handle::{Metrics, Store, StoreConfig};
 pub use leadership::Leadership;
 pub use log::{LogError, writer::Health};
-pub use members::Members;
 pub use meter::Written;
 pub use network::{NoPeers, PeerError, Peers};
+pub use orchestrator_core::members::Members;
 pub use raft::Member;

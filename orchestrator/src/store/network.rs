@@ -207,8 +207,7 @@ impl Connection {
         let heartbeat =
             AppendEntriesRequest { vote, prev_log_id: prev, entries: vec![], leader_commit: rpc.leader_commit };
         // What is on its way already may end earlier than what openraft would send by now.
-        let under_way =
-            |large: &Large| large.vote == vote && large.prev == prev && large.last <= last;
+        let under_way = |large: &Large| large.vote == vote && large.prev == prev && large.last <= last;
         if !self.large.as_ref().is_some_and(under_way) {
             self.large = None;
             let request = encode(&Message::Append(rpc))?;

@@ -35,6 +35,19 @@ pub trait Admit: Send + Sync {
     fn admit(&self, alpn: Alpn, peer: &Peer) -> Result<(), String>;
 }
 
+/// How often something was not let in, since the endpoint was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Attempts to connect while there were as many connections or handshakes as may be.
+    pub full: u64,
+    /// Handshakes that failed or took too long; what is wrong with a certificate shows here.
+    pub handshakes: u64,
+    /// Peers that may not come in: those [`Admit`] refused, those without a certificate, those with too many connections.
+    pub peers: u64,
+    /// Streams on which nothing came in time.
+    pub streams: u64,
+}
+
 /// Everyone who is at the door or within.
 pub(super) struct Guests {
     lobby: Mutex<Lobby>,
@@ -46,8 +59,8 @@ struct Lobby {
     handshakes: usize,
     by_address: BTreeMap<IpAddr, usize>,
     guests: BTreeMap<u64, Guest>,
-    joining: usize,
     next: u64,
+    refusals: Refusals,
 }
 
 struct Guest {
@@ -72,6 +85,20 @@ enum Door {
 impl Guests {
     fn lock(&self) -> MutexGuard<'_, Lobby> {
         self.lobby.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refusals(&self) -> Refusals {
+        self.lock().refusals
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.lock().guests.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn handshakes(&self) -> usize {
+        self.lock().handshakes
     }
 
     /// Closes the connections of all guests that `which` names.
@@ -144,7 +171,6 @@ impl Drop for Place {
 struct Entry<'a> {
     guests: &'a Guests,
     number: u64,
-    joins: bool,
 }
 
 impl<'a> Entry<'a> {
@@ -152,29 +178,31 @@ impl<'a> Entry<'a> {
     /// There are as many of its kind as may be.
     fn make(guests: &'a Guests, quinn: quinn::Connection, peer: Option<Peer>) -> Result<Self, String> {
         let mut lobby = guests.lock();
-        let joins = peer.is_none();
+        let from = canonical(quinn.remote_address()).ip();
+        let joining = |guest: &&Guest| guest.peer.is_none();
+        let from_there = |guest: &&Guest| canonical(guest.quinn.remote_address()).ip() == from;
         match peer {
-            None if lobby.joining >= limits::JOINING => {
-                return Err(format!("{} nodes are joining already, try again in a moment", lobby.joining));
+            None if lobby.guests.values().filter(joining).count() >= limits::JOINING => {
+                return Err(format!("{} nodes are joining already, try again in a moment", limits::JOINING));
+            }
+            None if lobby.guests.values().filter(joining).filter(from_there).count() >= limits::JOINING_PER_ADDRESS => {
+                return Err(format!("{} nodes are joining from {from} already", limits::JOINING_PER_ADDRESS));
             }
             Some(peer) if lobby.of_node(peer.node).count() >= limits::CONNECTIONS_PER_NODE => {
                 return Err(format!("node {} has {} connections already", peer.node, limits::CONNECTIONS_PER_NODE));
             }
             None | Some(_) => {}
         }
-        lobby.joining += usize::from(joins);
         let number = lobby.next;
         lobby.next += 1;
         lobby.guests.insert(number, Guest { quinn, peer });
-        Ok(Self { guests, number, joins })
+        Ok(Self { guests, number })
     }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        let mut lobby = self.guests.lock();
-        lobby.guests.remove(&self.number);
-        lobby.joining -= usize::from(self.joins);
+        self.guests.lock().guests.remove(&self.number);
     }
 }
 
@@ -202,6 +230,10 @@ fn consider(shared: &Arc<Shared>, incoming: Incoming, tasks: &mut JoinSet<()>) {
         let mut lobby = shared.guests.lock();
         match lobby.door(address, proven) {
             Door::Open => Ok(Place::take(shared, &mut lobby, proven.then_some(address))),
+            Door::Full => {
+                lobby.refusals.full += 1;
+                Err(Door::Full)
+            }
             closed => Err(closed),
         }
     };
@@ -222,19 +254,19 @@ async fn receive(incoming: Incoming, place: Place) {
     let shared = Arc::clone(&place.shared);
     let from = canonical(incoming.remote_address());
     let handshake = async { incoming.accept()?.await };
-    let quinn = match timeout(limits::HANDSHAKE_TIME, handshake).await {
-        Ok(Ok(quinn)) => quinn,
-        Ok(Err(error)) => {
-            tracing::debug!(%from, reason = %describe(&error), "no connection came of a handshake");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(%from, "a handshake was not finished in time");
+    let shaken = timeout(limits::HANDSHAKE_TIME, handshake).await;
+    let shaken = shaken.map_or_else(|_| Err("not finished in time".to_owned()), |done| done.map_err(|e| describe(&e)));
+    let quinn = match shaken {
+        Ok(quinn) => quinn,
+        Err(reason) => {
+            tracing::debug!(%from, reason, "no connection came of a handshake");
+            shared.guests.lock().refusals.handshakes += 1;
             return;
         }
     };
     if let Err(reason) = host(&shared, &quinn, place).await {
-        tracing::info!(%from, reason, "refused a connection");
+        tracing::debug!(%from, reason, "refused a connection");
+        shared.guests.lock().refusals.peers += 1;
         quinn.close(Close::Refused.code(), reason_bytes(&reason));
     }
 }
@@ -257,10 +289,7 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
         quinn.set_max_concurrent_bi_streams(limits::STREAMS.into());
         shared.heard_of(peer.node, quinn.remote_address());
     }
-    // Fails when the connection has ended, which serving sees as well.
-    if let Ok(mut welcome) = quinn.open_uni().await {
-        let _ = welcome.write_all(&[WELCOME]).await;
-    }
+    timeout(limits::HANDSHAKE_TIME, welcome(quinn)).await.map_err(|_| "the welcome was not taken")?;
     let serve = serve(shared, quinn, alpn, peer);
     if peer.is_some() {
         serve.await;
@@ -277,6 +306,13 @@ async fn host(shared: &Arc<Shared>, quinn: &quinn::Connection, place: Place) -> 
         }
     }
     Ok(())
+}
+
+async fn welcome(quinn: &quinn::Connection) {
+    // Fails when the connection has ended, which serving sees as well.
+    if let Ok(mut stream) = quinn.open_uni().await {
+        let _ = stream.write_all(&[WELCOME]).await;
+    }
 }
 
 fn protocol(quinn: &quinn::Connection) -> Option<Alpn> {
@@ -302,13 +338,13 @@ async fn serve(shared: &Arc<Shared>, quinn: &quinn::Connection, alpn: Alpn, peer
             let _permit = permit;
             match begin(send, recv).await {
                 Some(stream) => shared.handlers.serve(alpn, peer, remote, stream).await,
-                None => tracing::debug!(%remote, %alpn, "a stream on which nothing came was given up"),
+                None => shared.guests.lock().refusals.streams += 1,
             }
         });
     }
 }
 
-/// Waits for the first bytes: a stream that says nothing is given up.
+/// Waits for the first bytes: a stream that says nothing, or is taken back, is given up.
 async fn begin(send: quinn::SendStream, mut recv: quinn::RecvStream) -> Option<(SendStream, RecvStream)> {
     let first = timeout(limits::FIRST_BYTE_TIME, recv.read_chunk(usize::MAX, true)).await.ok()?.ok()?;
     let first = first.map(|chunk| chunk.bytes).unwrap_or_default();

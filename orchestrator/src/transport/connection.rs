@@ -3,6 +3,7 @@
 use super::{
     Alpn, Peer,
     error::{Close, describe, reason_bytes},
+    limits,
 };
 use bytes::{Buf, Bytes};
 use std::{
@@ -11,10 +12,12 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, sleep_until},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// A connection that this node dialled. Clones share it; it ends when the last is gone, or when one side closes it.
@@ -26,21 +29,17 @@ struct Inner {
     alpn: Alpn,
     peer: Peer,
     opened: Instant,
-    usage: Mutex<Usage>,
-}
-
-struct Usage {
-    /// Halves of streams that are open.
-    halves: usize,
-    /// When the connection was last handed out or the last stream ended.
-    last: Instant,
+    /// One permit for each stream that this node may use.
+    free: Arc<Semaphore>,
+    /// When the connection was last handed out or a stream ended.
+    used: Mutex<Instant>,
 }
 
 impl Connection {
     pub(super) fn new(quinn: quinn::Connection, alpn: Alpn, peer: Peer) -> Self {
         let now = Instant::now();
-        let usage = Mutex::new(Usage { halves: 0, last: now });
-        Self(Arc::new(Inner { quinn, alpn, peer, opened: now, usage }))
+        let free = Arc::new(Semaphore::new(limits::USED_STREAMS as usize));
+        Self(Arc::new(Inner { quinn, alpn, peer, opened: now, free, used: Mutex::new(now) }))
     }
 
     /// Who is at the other end, by its certificate.
@@ -55,15 +54,26 @@ impl Connection {
         super::book::canonical(self.0.quinn.remote_address())
     }
 
-    /// Opens a stream. The peer learns of it by the first byte. Waits while the peer serves as many streams of this
-    /// connection as it does at most.
+    /// Opens a stream. The peer learns of it by the first byte. Waits for [`limits::FREE_STREAM_TIME`] while as many as may be are
+    /// in use.
     ///
     /// # Errors
-    /// The connection has ended.
+    /// The connection has ended, or no stream became free ([`io::ErrorKind::TimedOut`]).
     pub async fn open(&self) -> io::Result<(SendStream, RecvStream)> {
-        let (used, also) = (Use::new(&self.0), Use::new(&self.0));
-        let (send, recv) = self.0.quinn.open_bi().await?;
-        Ok((SendStream { quinn: send, _used: Some(used) }, RecvStream::new(recv, Bytes::new(), Some(also))))
+        let open = async {
+            let permit = Arc::clone(&self.0.free).acquire_owned().await.expect("the semaphore is never closed");
+            let used = Arc::new(Use { inner: Arc::clone(&self.0), _permit: permit });
+            let (send, recv) = self.0.quinn.open_bi().await?;
+            let send = SendStream { quinn: send, _used: Some(Arc::clone(&used)) };
+            Ok((send, RecvStream::new(recv, Bytes::new(), Some(used))))
+        };
+        tokio::select! {
+            opened = timeout(limits::FREE_STREAM_TIME, open) => opened.unwrap_or_else(|_| {
+                let text = format!("all {} streams of this connection are in use", limits::USED_STREAMS);
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }),
+            error = self.0.quinn.closed() => Err(error.into()),
+        }
     }
 
     /// Waits for the end of the connection and says why it came.
@@ -90,28 +100,30 @@ impl Connection {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(super) fn age(&self) -> std::time::Duration {
+    pub(super) fn age(&self) -> Duration {
         self.0.opened.elapsed()
     }
 
     /// Counts as use: the connection was handed out.
     pub(super) fn touch(&self) {
-        self.0.usage().last = Instant::now();
+        self.0.touch();
+    }
+
+    /// When the connection will have been unused for `after`, as things stand.
+    fn unused_at(&self, after: Duration) -> Instant {
+        let in_use = self.0.free.available_permits() < limits::USED_STREAMS as usize;
+        if in_use { Instant::now() + after } else { *self.0.used() + after }
+    }
+
+    pub(super) fn is_unused(&self, after: Duration) -> bool {
+        self.unused_at(after) <= Instant::now()
     }
 
     /// Waits until the connection has ended or was unused for `after`.
-    pub(super) async fn unused(&self, after: std::time::Duration) {
-        loop {
-            let due = {
-                let usage = self.0.usage();
-                let since = if usage.halves > 0 { Instant::now() } else { usage.last };
-                since + after
-            };
-            if due <= Instant::now() {
-                return;
-            }
+    pub(super) async fn unused(&self, after: Duration) {
+        while !self.is_unused(after) {
             tokio::select! {
-                () = sleep_until(due) => {}
+                () = sleep_until(self.unused_at(after)) => {}
                 _ = self.0.quinn.closed() => return,
             }
         }
@@ -126,33 +138,31 @@ impl fmt::Debug for Connection {
 }
 
 impl Inner {
-    fn usage(&self) -> std::sync::MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn used(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        *self.used() = Instant::now();
     }
 }
 
-/// Half a stream's claim on its connection.
-struct Use(Arc<Inner>);
-
-impl Use {
-    fn new(inner: &Arc<Inner>) -> Self {
-        inner.usage().halves += 1;
-        Self(Arc::clone(inner))
-    }
+/// A stream's claim on its connection, shared by its halves.
+struct Use {
+    inner: Arc<Inner>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let mut usage = self.0.usage();
-        usage.halves -= 1;
-        usage.last = Instant::now();
+        self.inner.touch();
     }
 }
 
 /// The sending half of a stream. Dropping it finishes the stream: the peer gets all that was written, then the end.
 pub struct SendStream {
     quinn: quinn::SendStream,
-    _used: Option<Use>,
+    _used: Option<Arc<Use>>,
 }
 
 impl SendStream {
@@ -171,9 +181,11 @@ impl SendStream {
         let _ = self.quinn.reset(Close::Done.code());
     }
 
-    /// Waits until the peer has everything or wants no more; true if it has everything.
-    pub async fn stopped(&self) -> bool {
-        matches!(self.quinn.stopped().await, Ok(None))
+    /// Waits until the peer has everything or wants no more; true if it has everything. Goes on independently of the stream,
+    /// so that who has nothing to send for a while notices that nobody listens.
+    pub fn stopped(&self) -> impl Future<Output = bool> + Send + Sync + use<> {
+        let stopped = self.quinn.stopped();
+        async move { matches!(stopped.await, Ok(None)) }
     }
 }
 
@@ -197,11 +209,11 @@ pub struct RecvStream {
     /// What was read ahead.
     first: Bytes,
     quinn: quinn::RecvStream,
-    _used: Option<Use>,
+    _used: Option<Arc<Use>>,
 }
 
 impl RecvStream {
-    fn new(quinn: quinn::RecvStream, first: Bytes, used: Option<Use>) -> Self {
+    fn new(quinn: quinn::RecvStream, first: Bytes, used: Option<Arc<Use>>) -> Self {
         Self { first, quinn, _used: used }
     }
 

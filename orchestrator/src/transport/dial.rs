@@ -175,8 +175,11 @@ impl Shared {
     }
 
     async fn dial(self: Arc<Self>, node: NodeId, alpn: Alpn, sender: watch::Sender<Option<Outcome>>) {
+        self.guests.note_addresses(node, &self.book);
+        // What is learned from here on is not part of this dial, and reason for another.
+        let news = self.book.news(node);
         let outcome = self.try_dial(node, alpn).await;
-        let outcome = self.keep(node, alpn, outcome, &sender.subscribe());
+        let outcome = self.keep(node, alpn, outcome, news, &sender.subscribe());
         if let (Ok(connection), Some(after)) = (&outcome, alpn.close_unused()) {
             let (shared, connection) = (Arc::clone(&self), connection.clone());
             tokio::spawn(async move { shared.close_unused(node, alpn, connection, after).await });
@@ -186,7 +189,6 @@ impl Shared {
 
     async fn try_dial(&self, node: NodeId, alpn: Alpn) -> Outcome {
         let credentials = self.credentials().ok_or(ConnectError::NotMember)?;
-        self.guests.note_addresses(node, &self.book);
         let candidates = self.book.candidates(node);
         if candidates.is_empty() {
             return Err(ConnectError::NoAddress(node));
@@ -209,8 +211,7 @@ impl Shared {
     }
 
     /// Notes how the dial went, unless the line was cut meanwhile: then the connection must not live.
-    fn keep(&self, node: NodeId, alpn: Alpn, outcome: Outcome, waiter: &Waiter) -> Outcome {
-        let news = self.book.news(node);
+    fn keep(&self, node: NodeId, alpn: Alpn, outcome: Outcome, news: u64, waiter: &Waiter) -> Outcome {
         let mut lines = self.lines.lock();
         let line = lines.get_mut(&(node, alpn));
         let ours = line.filter(|line| line.dialling.as_ref().is_some_and(|dialling| dialling.same_channel(waiter)));
@@ -231,16 +232,26 @@ impl Shared {
         outcome
     }
 
-    async fn close_unused(&self, node: NodeId, alpn: Alpn, connection: Connection, after: Duration) {
-        connection.unused(after).await;
-        // Under the lock, so that nobody is handed the connection between the last look at it and its end.
-        let mut lines = self.lines.lock();
-        if let Some(line) = lines.get_mut(&(node, alpn))
-            && line.live.as_ref().is_some_and(|live| live.is(&connection))
-        {
-            line.live = None;
+    /// Closes `connection` when nobody has used it for `after`.
+    pub(super) async fn close_unused(&self, node: NodeId, alpn: Alpn, connection: Connection, after: Duration) {
+        loop {
+            connection.unused(after).await;
+            // Under the lock nobody is handed the connection between this look at it and its end.
+            let mut lines = self.lines.lock();
+            if connection.close_reason().is_some() {
+                return;
+            }
+            if !connection.is_unused(after) {
+                continue;
+            }
+            if let Some(line) = lines.get_mut(&(node, alpn))
+                && line.live.as_ref().is_some_and(|live| live.is(&connection))
+            {
+                line.live = None;
+            }
+            connection.close("unused");
+            return;
         }
-        connection.close("unused");
     }
 
     /// Tries `candidates` in their order. Each has its own time; the next one starts when the one before has had a head

@@ -1,7 +1,7 @@
 //! The endpoint: one UDP socket for everything that this node says to others and hears from them.
 
 use super::{
-    AddressBook, Admit, Alpn, Connection, Serve, Source,
+    AddressBook, Admit, Alpn, Connection, Refusals, Serve, Source,
     accept::{self, Guests},
     book::canonical,
     dial::{Lines, failed},
@@ -45,7 +45,8 @@ pub struct EndpointError {
     source: io::Error,
 }
 
-/// A node's end of all its connections. Clones share it; when the last is gone, or by [`Endpoint::close`], it ends.
+/// A node's end of all its connections. Clones share it; when the last is gone, or by [`Endpoint::close`], it ends. Handlers that
+/// keep a clone keep it alive, so that only `close` ends it.
 #[derive(Clone)]
 pub struct Endpoint(Arc<Handle>);
 
@@ -189,6 +190,12 @@ impl Endpoint {
         self.0.0.book.forget(node);
     }
 
+    /// What was not let in so far.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.0.0.guests.refusals()
+    }
+
     /// Where this endpoint listens.
     ///
     /// # Errors
@@ -209,7 +216,7 @@ impl Endpoint {
     }
 
     #[cfg(test)]
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.0.0
     }
 }

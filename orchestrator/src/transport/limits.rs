@@ -9,6 +9,9 @@ pub const CONNECTIONS: usize = 1_024;
 /// Of these, those of nodes without a certificate. Joining takes a second, so a rack of nodes that join at once waits little.
 pub const JOINING: usize = 64;
 
+/// Of these, those from one address, so that one machine cannot keep all others out.
+pub const JOINING_PER_ADDRESS: usize = 4;
+
 /// Of these, those of one node: four protocols, and what a node that restarts over and over leaves behind until it is found
 /// dead.
 pub const CONNECTIONS_PER_NODE: usize = 32;
@@ -26,8 +29,15 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 32;
 /// Time for a handshake, which takes two round trips and three signatures: 50 ms on the slowest board.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
-/// Streams in use per connection. Calls that find no free stream wait.
+/// Streams that a peer may have in use per connection.
 pub const STREAMS: u32 = 64;
+
+/// Of these, how many this node uses of its own connections. quinn tells a peer of freed streams only when more than an eighth
+/// of all are free again, so that the last eighth may look used for ever when the others are.
+pub const USED_STREAMS: u32 = STREAMS - STREAMS / 8;
+
+/// Time to wait for a stream where all are in use.
+pub const FREE_STREAM_TIME: Duration = Duration::from_secs(10);
 
 /// Streams in use of a connection without a certificate: one request, and one more after a mistake.
 pub const JOINING_STREAMS: u32 = 2;

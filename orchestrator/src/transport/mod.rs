@@ -32,7 +32,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Admit, Serve};
+pub use accept::{Admit, Refusals, Serve};
 pub use alpn::Alpn;
 pub use book::{AddressBook, Source};
 pub use connection::{Connection, RecvStream, SendStream};

@@ -92,6 +92,11 @@ fn evict_slot(work: &mut Work<'_>, service: &Service, start_first: bool, slot: S
     let Some(head) = work.head(tasks) else { return };
     let is_open = |id: &TaskId| work.task(*id).desired == Desired::Run && work.task(*id).outcome.is_none();
     let open: Vec<TaskId> = tasks.iter().copied().filter(is_open).collect();
+    if let [only] = open[..]
+        && !lost(work, slot, only)
+    {
+        return;
+    }
     let (leaving, staying): (Vec<TaskId>, Vec<TaskId>) = open.iter().partition(|id| lost(work, slot, **id));
     one_of(work, &staying);
     if leaving.is_empty() {

@@ -12,13 +12,22 @@
 
 use super::{
     Subject, Why,
+    outcomes::lost,
     work::{Life, SlotTasks, Work},
 };
-use crate::model::{
-    Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder, UpdateState,
-    UpdateStatus,
+use crate::{
+    intent::check_ports,
+    model::{
+        Desired, End, FailureAction, Service, ServiceId, ServiceSpec, Slot, TaskId, UpdateConfig, UpdateOrder,
+        UpdateState, UpdateStatus,
+    },
 };
-use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
 
 /// Pauses updates that failed too often, or returns to the version before.
 pub(super) fn judge_failures(work: &mut Work<'_>) {
@@ -31,7 +40,8 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
         let why = |what: &str| format!("{what} due to failure or early termination of task {failed}");
         match (config.on_failure, service.previous) {
             (FailureAction::Continue, _) => {}
-            (FailureAction::Rollback, Some(previous)) if !rolling_back => {
+            // A port that the update gave up may be another service's by now: the user has to choose.
+            (FailureAction::Rollback, Some(previous)) if !rolling_back && has_ports(work, id, previous) => {
                 let on_failure = work.state.specs.get(&(id, previous)).map(|version| version.spec.rollback.on_failure);
                 work.return_to(&service, previous);
                 let message = why("update rolled back");
@@ -50,6 +60,12 @@ pub(super) fn judge_failures(work: &mut Work<'_>) {
     }
 }
 
+/// Whether the published ports of an older version are still there for its service.
+fn has_ports(work: &Work<'_>, id: ServiceId, number: u32) -> bool {
+    let version = work.state.specs.get(&(id, number));
+    version.is_some_and(|version| check_ports(&work.state, Some(id), &version.spec.endpoint.ports).is_ok())
+}
+
 /// Goes one step further with each update, and notes where it stands.
 pub(super) fn advance(work: &mut Work<'_>) {
     for id in work.service_ids() {
@@ -63,8 +79,9 @@ pub(super) fn advance(work: &mut Work<'_>) {
         }
         adopt(work, &service, &version.spec);
         let slots = updatable(work, id);
+        let leaving = leaving(work, &slots);
         for (_, tasks) in &slots {
-            settle(work, &service, tasks);
+            settle(work, &service, tasks, &leaving);
         }
         let dirty = slots.iter().any(|(_, tasks)| is_dirty(work, &service, tasks));
         if matches!(state, Some(UpdateState::Paused | UpdateState::RollbackPaused)) {
@@ -75,7 +92,7 @@ pub(super) fn advance(work: &mut Work<'_>) {
         }
         let config = config_of(&version.spec, state.unwrap_or(UpdateState::Updating));
         if dirty {
-            replace_batch(work, &service, config, &slots);
+            replace_batch(work, &service, config, &slots, &leaving);
         }
         note_progress(work, &service, config, dirty, &slots);
     }
@@ -170,11 +187,20 @@ fn is_dirty(work: &Work<'_>, service: &Service, tasks: &[TaskId]) -> bool {
     work.head(tasks).into_iter().chain(open(work, tasks)).any(|id| !work.is_current(service, work.task(id).version))
 }
 
+/// Tasks that serve until their successor elsewhere does: whatever their version, they are old.
+fn leaving(work: &mut Work<'_>, slots: &[(Slot, SlotTasks)]) -> BTreeSet<TaskId> {
+    let mut leaving = BTreeSet::new();
+    for (slot, tasks) in slots {
+        leaving.extend(tasks.iter().copied().filter(|id| lost(work, *slot, *id)));
+    }
+    leaving
+}
+
 /// Ends what a slot needs no more: all but the new task once that is up; until then the old one that serves, if any, stays
 /// beside the new one.
-fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId]) {
+fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId], leaving: &BTreeSet<TaskId>) {
     let all: Vec<TaskId> = open(work, tasks).collect();
-    let is_new = |id: &TaskId| work.task(*id).version == service.current;
+    let is_new = |id: &TaskId| work.task(*id).version == service.current && !leaving.contains(id);
     let newest = |which: &dyn Fn(&TaskId) -> bool| all.iter().rev().copied().find(|id| which(id));
     let kept = match newest(&|id| is_new(id) && work.running_since(*id).is_some()) {
         Some(up) => [Some(up), None],
@@ -189,7 +215,13 @@ fn settle(work: &mut Work<'_>, service: &Service, tasks: &[TaskId]) {
 }
 
 /// Starts the replacement of as many dirty slots as may be under way at once.
-fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, slots: &[(Slot, SlotTasks)]) {
+fn replace_batch(
+    work: &mut Work<'_>,
+    service: &Service,
+    config: &UpdateConfig,
+    slots: &[(Slot, SlotTasks)],
+    leaving: &BTreeSet<TaskId>,
+) {
     let mut busy = 0;
     let mut waiting: Vec<(bool, Slot, &SlotTasks)> = Vec::new();
     for (slot, tasks) in slots {
@@ -204,7 +236,7 @@ fn replace_batch(work: &mut Work<'_>, service: &Service, config: &UpdateConfig, 
         } else if work.task(head).placed.is_none() && tasks.len() == 1 {
             work.end_task(head);
             work.create_task(service, *slot);
-        } else if open(work, tasks).all(|id| work.task(id).version != service.current) {
+        } else if open(work, tasks).all(|id| work.task(id).version != service.current || leaving.contains(&id)) {
             let serves = open(work, tasks).any(|id| work.may_serve(id));
             waiting.push((serves, *slot, tasks));
         }

@@ -372,6 +372,7 @@ fn change(mut parts: ServiceParts, args: &[&str]) -> ServiceParts {
                 let (published, target) = (published.parse().unwrap(), target.parse().unwrap());
                 parts.endpoint.ports.push(PortSpec { protocol: Protocol::Tcp, target, published, mode });
             }
+            "no_ports" => parts.endpoint.ports.clear(),
             "constraint" => parts.task.placement.constraints.push(Constraint::parse(value).unwrap()),
             "spread" => parts.task.placement.spread.push(value.into()),
             "max_per_node" => parts.task.placement.max_per_node = number(),
@@ -391,6 +392,10 @@ fn change(mut parts: ServiceParts, args: &[&str]) -> ServiceParts {
             "restart_delay" => parts.task.restart.delay = seconds(),
             "restart_attempts" => parts.task.restart.max_attempts = number(),
             "restart_window" => parts.task.restart.window = seconds(),
+            "on_disconnect" => {
+                parts.on_disconnect = Some(if value == "keep" { OnDisconnect::Keep } else { OnDisconnect::Stop });
+            }
+            "disconnect_grace" => parts.disconnect_grace = Some(seconds()),
             "parallelism" => parts.update.parallelism = number(),
             "delay" => parts.update.delay = seconds(),
             "monitor" => parts.update.monitor = seconds(),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use orchestrator_core::state::Key;
+use orchestrator_core::{members::Members, state::Key};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -85,13 +85,12 @@ async fn every_change_of_the_members_may_be_asked_for_twice() {
     let dir = tempfile::tempdir().unwrap();
     let first = group.store(1).clone();
     let second = group.wires.open(dir.path(), 2).await;
-    assert_eq!(second.members(), crate::store::Members { own: 2, ..Default::default() });
+    assert_eq!(second.members(), Members { own: 2, ..Default::default() });
     for _ in 0..2 {
         first.add_learner(2, "n2").await.unwrap();
     }
     let numbers = |ids: &[u64]| ids.iter().copied().collect();
-    let expected =
-        |voters, learners, own| crate::store::Members { voters: numbers(voters), learners: numbers(learners), own };
+    let expected = |voters, learners, own| Members { voters: numbers(voters), learners: numbers(learners), own };
     assert_eq!(first.members(), expected(&[1], &[2], 1));
     until("the learner knows", || second.members() == expected(&[1], &[2], 2)).await;
     until("the learner knows its leader", || second.leader().borrow().as_ref().is_some_and(|l| l.node == "n1")).await;

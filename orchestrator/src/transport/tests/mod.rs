@@ -1,5 +1,8 @@
 //! Endpoints that speak real QUIC over loopback, with certificates made for the test.
 
+mod bounds;
+mod moves;
+mod multicast;
 mod peers;
 
 use super::*;

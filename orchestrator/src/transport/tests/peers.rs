@@ -17,6 +17,23 @@ async fn a_call_is_answered_and_the_peer_is_known() {
 }
 
 #[tokio::test]
+async fn the_wildcard_listens_to_both_families() {
+    let world = World::new();
+    let credentials = world.credentials(Role::Manager);
+    let a = world.listen("[::]:0".parse().unwrap()).with(credentials);
+    let port = a.addr().port();
+    for (listen, addr) in [("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "127.0.0.1"), ("[::]:0", "::1")] {
+        let b = world.listen(listen.parse().unwrap()).with(world.credentials(Role::Worker));
+        let addr = SocketAddr::new(addr.parse().unwrap(), port);
+        b.endpoint.book().learn(a.id(), addr, Source::Assigned);
+        b.ask(&a, b"hello").await.unwrap();
+        assert_eq!(b.endpoint.connect(a.id(), Alpn::Raft).await.unwrap().remote(), addr);
+        let from = SocketAddr::new(addr.ip(), b.addr().port());
+        assert_eq!(a.endpoint.book().candidates(b.id()), [from]);
+    }
+}
+
+#[tokio::test]
 async fn large_answers_come_whole() {
     let world = World::new();
     let (a, b) = (world.manager(), world.manager());
@@ -65,6 +82,7 @@ async fn a_refusal_tells_the_dialler_why() {
     assert_eq!(error.refusal(), Some("node b is not welcome here"));
     assert!(text(error).contains("refused: node b is not welcome here"));
     assert!(a.echo.served().is_empty());
+    assert_eq!(a.endpoint.refusals(), Refusals { peers: 1, ..Refusals::default() });
 }
 
 #[tokio::test]
