@@ -96,7 +96,7 @@ impl Lab {
         Ok(answer.body)
     }
 
-    /// All nodes by name, as a manager sees them.
+    /// All nodes by name, as a manager sees them; of two with the same name the one that is ready.
     ///
     /// # Errors
     /// When the manager does not say.
@@ -114,7 +114,9 @@ impl Lab {
             };
             (text(&node["Description"]["Hostname"]), seen)
         };
-        Ok(nodes.as_array().context("/nodes is no list")?.iter().map(seen).collect())
+        let mut nodes: Vec<_> = nodes.as_array().context("/nodes is no list")?.iter().map(seen).collect();
+        nodes.sort_by_key(|(_, node)| node.state == "ready");
+        Ok(nodes.into_iter().collect())
     }
 
     /// The name of the node that leads, as any of `managers` knows.
