@@ -17,6 +17,7 @@ mod confined;
 mod error;
 mod exec;
 mod files;
+mod filter;
 mod health;
 pub mod host;
 mod log_format;
@@ -39,6 +40,7 @@ pub use logs::{LogQuery, Logs};
 use cgroup::Hierarchies;
 use error::At;
 use files::{Exit, ShimConfig, Started};
+use filter::Filters;
 use orchestrator_core::model::{Signal, TaskId, UnixMillis};
 use prepare::Places;
 use process_ref::ProcessRef;
@@ -80,6 +82,7 @@ pub struct Runtime {
 struct Inner {
     config: RuntimeConfig,
     hierarchies: Hierarchies,
+    filters: Filters,
     changes: watch::Sender<u64>,
     /// Shims whose end is waited for.
     watched: Mutex<BTreeSet<TaskId>>,
@@ -104,6 +107,7 @@ impl Runtime {
         let inner = Inner {
             config,
             hierarchies,
+            filters: Filters::default(),
             changes: watch::Sender::new(0),
             watched: Mutex::default(),
             groups: RwLock::new(()),
@@ -141,7 +145,8 @@ impl Runtime {
 
     async fn prepare(&self, config: ContainerConfig) -> Result<(), RuntimeError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || prepare::prepare(&config, &inner.places(config.task), &inner.hierarchies)).await
+        let prepare = move || prepare::prepare(&config, &inner.places(config.task), &inner.hierarchies, &inner.filters);
+        blocking(prepare).await
     }
 
     async fn run_shim(&self, config: &ContainerConfig, places: &Places) -> Result<(), RuntimeError> {

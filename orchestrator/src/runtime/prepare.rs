@@ -7,9 +7,11 @@ use super::{
     confined,
     error::{At, RuntimeError, error_line},
     files::{self, ShimConfig},
+    filter::{self, Filters},
     spec::{self, DeviceNode, Facts},
     user::{self, User},
 };
+use oci_spec::runtime::Spec;
 use orchestrator_core::model::MountSource;
 use rustix::{
     fs::{major, minor},
@@ -44,6 +46,7 @@ pub(crate) fn prepare(
     config: &ContainerConfig,
     places: &Places,
     hierarchies: &Hierarchies,
+    filters: &Filters,
 ) -> Result<(), RuntimeError> {
     let sources = sources(config)?;
     let facts = Facts {
@@ -64,8 +67,9 @@ pub(crate) fn prepare(
         arch: std::env::consts::ARCH,
     };
     require_controllers(config, hierarchies)?;
-    let spec = spec::build(config, &facts)?;
+    let mut spec = spec::build(config, &facts)?;
     make_workdir(config, &facts)?;
+    let keep = take_seccomp(config, places, &mut spec, filters)?;
 
     fs::create_dir_all(&facts.etc).at("create", &facts.etc)?;
     for (name, text) in [
@@ -85,6 +89,7 @@ pub(crate) fn prepare(
         open_stdin: config.spec.open_stdin,
         stop_signal: config.stop_signal().number(),
         init: config.spec.init.unwrap_or(false),
+        keep,
         shim_cgroups: hierarchies.shim_groups(&places.parent),
         oom_file: hierarchies.oom_file(facts.cgroup.trim_start_matches('/')),
     };
@@ -95,6 +100,33 @@ pub(crate) fn prepare(
     }
     files::write(&places.run, files::OCI_CONFIG, &spec).at("write", places.run.join(files::OCI_CONFIG))?;
     files::write(&places.run, files::SHIM_CONFIG, &shim).at("write", places.run.join(files::SHIM_CONFIG))
+}
+
+/// Moves the seccomp profile out of the spec into a file of its own, as the filter that the executor loads; for that the
+/// process gets [`filter::NEEDED`] on top. The capabilities that it is to keep are returned. Nothing is done where there is
+/// no profile.
+fn take_seccomp(
+    config: &ContainerConfig,
+    places: &Places,
+    spec: &mut Spec,
+    filters: &Filters,
+) -> Result<Option<Vec<String>>, RuntimeError> {
+    let Some(mut linux) = spec.linux().clone() else { return Ok(None) };
+    let Some(profile) = linux.seccomp().clone() else { return Ok(None) };
+    let failed = |reason: String| RuntimeError::Seccomp { container: config.name.clone(), reason };
+    let made = filters.get(&profile).map_err(failed)?;
+    let path = places.run.join(files::FILTER);
+    fs::write(&path, made).at("write", path)?;
+    linux.set_seccomp(None);
+    spec.set_linux(Some(linux));
+
+    let mut process = spec.process().clone().unwrap_or_default();
+    let kept = spec::capability_names(&process).map_err(|e| failed(e.to_string()))?;
+    let mut given = kept.clone();
+    given.extend(filter::NEEDED.map(String::from));
+    process.set_capabilities(Some(spec::capability_sets(&given).map_err(|e| failed(e.to_string()))?));
+    spec.set_process(Some(process));
+    Ok(Some(kept))
 }
 
 /// Resolves a user against the files of an image.
