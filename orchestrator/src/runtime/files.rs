@@ -15,6 +15,8 @@
 //! | `control.sock` | shim | start, exec, standard input |
 //! | `<task>/` | libcontainer | its own state |
 //!
+//! While a container is made, `<run_dir>/mounts-<task>` holds the parts of volumes that it gets.
+//!
 //! `<state_dir>/<task>` lies on disk: log files, and the files mounted over `/etc/{hosts,hostname,resolv.conf}`.
 //! A file appears complete or not at all (written aside, then renamed). None is synced: after a power cut there is no
 //! container that they could be about.

@@ -9,6 +9,7 @@ use super::{
     files::{self, ShimConfig},
     filter::{self, Filters},
     spec::{self, DeviceNode, Facts},
+    staging,
     user::{self, User},
 };
 use oci_spec::runtime::Spec;
@@ -28,6 +29,8 @@ use std::{
 pub(crate) struct Places {
     /// Ends with the boot.
     pub run: PathBuf,
+    /// Holds mounts while the container is made.
+    pub staging: PathBuf,
     /// Outlives the container.
     pub state: PathBuf,
     /// Control group of the node, without slashes.
@@ -48,7 +51,7 @@ pub(crate) fn prepare(
     hierarchies: &Hierarchies,
     filters: &Filters,
 ) -> Result<(), RuntimeError> {
-    let sources = sources(config)?;
+    let sources = sources(config, &places.staging)?;
     let facts = Facts {
         user: find_user(
             &config.name,
@@ -168,10 +171,10 @@ fn require_controllers(config: &ContainerConfig, hierarchies: &Hierarchies) -> R
     Ok(())
 }
 
-/// Where binds and volumes really lie, by target.
-fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, PathBuf>, RuntimeError> {
+/// Where binds and volumes lie, by target; parts of volumes below `staging`.
+fn sources(config: &ContainerConfig, staging: &Path) -> Result<BTreeMap<String, PathBuf>, RuntimeError> {
     let mut all = config.volumes.clone();
-    for mount in &config.spec.mounts {
+    for (number, mount) in config.spec.mounts.iter().enumerate() {
         let bad = |source: &Path, reason: String| RuntimeError::BadMount {
             container: config.name.clone(),
             what: format!("{} on {}", source.display(), mount.target),
@@ -193,9 +196,11 @@ fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, PathBuf>, Runtim
             }
             MountSource::Volume { subpath: Some(subpath), .. } => {
                 let Some(root) = config.volumes.get(&mount.target) else { continue };
-                let real = confined::real_path(root, Path::new(subpath))
+                let part = confined::open_path(root, Path::new(subpath))
                     .map_err(|e| bad(root, format!("subpath {subpath} cannot be found in the volume: {e}")))?;
-                all.insert(mount.target.clone(), real);
+                let place = staging::mount(staging, number, &part)
+                    .map_err(|e| bad(root, format!("subpath {subpath} cannot be mounted: {e}")))?;
+                all.insert(mount.target.clone(), place);
             }
             MountSource::Volume { .. } | MountSource::Tmpfs { .. } => {}
         }
@@ -212,7 +217,7 @@ fn make_workdir(config: &ContainerConfig, facts: &Facts) -> Result<(), RuntimeEr
         Some((t, source)) => (source.as_path(), target.strip_prefix(t).unwrap_or(Path::new(""))),
         None => (config.rootfs.as_path(), target),
     };
-    if below.as_os_str().is_empty() || confined::real_path(root, below).is_ok() {
+    if below.as_os_str().is_empty() || confined::open_path(root, below).is_ok() {
         return Ok(());
     }
     confined::create_dir_all(root, below).map_err(|e| RuntimeError::BadRequest {
