@@ -129,12 +129,12 @@ pub enum Error {
         path: String,
     },
     /// Containers use the image.
-    #[error("image {image} is in use by {users}: remove the service or task first")]
+    #[error("image {image} is in use by {}: remove the service or task first", .users.join(", "))]
     InUse {
         /// The image.
         image: String,
-        /// The tasks, comma-separated.
-        users: String,
+        /// The keys of the tasks.
+        users: Vec<String>,
     },
     /// The id has several names, so removing it needs to be forced.
     #[error("image {image} has several names ({names}): remove the names one by one, or force it")]

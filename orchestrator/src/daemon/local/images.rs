@@ -2,6 +2,7 @@
 
 use super::failure;
 use crate::{
+    agent::task_name,
     api::node::{
         BoxStream, Credentials, Event, Failure, Image, ImagePruned, ImageRemoved, Progress, PullRequest, Resolved,
     },
@@ -11,7 +12,10 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use orchestrator_core::model::Platform;
+use orchestrator_core::{
+    assignment::AssignedTask,
+    model::{Platform, TaskId},
+};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -75,7 +79,7 @@ impl Daemon {
 
     pub(super) fn load(
         &self,
-        archive: BoxStream<std::io::Result<Bytes>>,
+        archive: BoxStream<io::Result<Bytes>>,
     ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
         let (images, events) = (self.drivers.images.clone(), self.events.clone());
         Ok(with_progress(move |progress, say| async move {
@@ -93,7 +97,15 @@ impl Daemon {
     }
 
     pub(super) async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageRemoved>, Failure> {
-        let removed = self.drivers.images.remove(name, force).await.map_err(of_image)?;
+        let removed = self.drivers.images.remove(name, force).await.map_err(|error| match error {
+            Error::InUse { image, users } => {
+                let assignment = self.base.agent_view.borrow().assignment.clone();
+                let tasks = assignment.as_ref().map(|assignment| &assignment.tasks);
+                let names = |key| user_name(tasks, key);
+                of_image(Error::InUse { image, users: users.into_iter().map(names).collect() })
+            }
+            error => of_image(error),
+        })?;
         tell(&self.events, "delete", name, name);
         Ok(list_removed(removed))
     }
@@ -125,16 +137,23 @@ impl Daemon {
 impl Daemon {
     /// The credentials that came with the request, or else the node's own.
     fn credentials(&self, reference: &Reference, given: Option<&Credentials>) -> Option<image::Credentials> {
-        match given {
-            Some(given) if !given.registrytoken.is_empty() => {
-                Some(image::Credentials::Bearer(given.registrytoken.clone()))
-            }
-            Some(given) if !given.username.is_empty() => {
-                Some(image::Credentials::Basic { username: given.username.clone(), password: given.password.clone() })
-            }
-            _ => self.drivers.credentials(reference).cloned(),
-        }
+        given.and_then(of_request).or_else(|| self.drivers.credentials(reference).cloned())
     }
+}
+
+/// The name that users know the task with this key by; the key itself for what is left of a task that is gone.
+fn user_name(tasks: Option<&BTreeMap<TaskId, AssignedTask>>, key: String) -> String {
+    let name = |task: TaskId| Some(task_name(tasks?.get(&task)?, task));
+    key.parse().ok().and_then(name).unwrap_or(key)
+}
+
+/// What came with a request, if there is enough of it.
+fn of_request(given: &Credentials) -> Option<image::Credentials> {
+    if !given.registrytoken.is_empty() {
+        return Some(image::Credentials::Bearer(given.registrytoken.clone()));
+    }
+    let (username, password) = (given.username.clone(), given.password.clone());
+    (!username.is_empty()).then_some(image::Credentials::Basic { username, password })
 }
 
 /// Runs `work` beside the returned stream, which tells its progress and, if it fails, why. Dropping the stream stops it.
@@ -201,6 +220,7 @@ fn to_api(images: &Images, image: &image::Image) -> Image {
         digests: image.digests.iter().map(Reference::familiar).collect(),
         created,
         size_bytes: image.size,
+        layer_sizes: image.layer_sizes.clone(),
         platform: platform(image.config.platform()),
         containers: u32::try_from(images.users(image.id).len()).unwrap_or(u32::MAX),
         config: serde_json::to_value(&image.config).unwrap_or_default(),
@@ -237,5 +257,39 @@ fn of_image(error: Error) -> Failure {
         Error::Unauthorized { .. } => Failure::Denied(text),
         Error::Unreachable { .. } => Failure::Unavailable(text),
         other => Failure::Internal { what: "handling the image".into(), cause: Box::new(other) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orchestrator_core::model::{
+        ContainerSpec, Desired, ImageName, Placement, Resources, RestartPolicy, ServiceId, Slot, TaskSpec,
+    };
+
+    #[test]
+    fn an_image_in_use_is_told_with_the_names_of_its_tasks() {
+        let spec = TaskSpec {
+            container: ContainerSpec::new(ImageName::new("app").unwrap()),
+            resources: Resources::default(),
+            restart: RestartPolicy::default(),
+            placement: Placement::default(),
+            force_update: 0,
+        };
+        let task = AssignedTask {
+            service: ServiceId(1),
+            service_name: "web".into(),
+            slot: Slot::Replica(2),
+            spec,
+            desired: Desired::Run,
+            index: 1,
+            on_disconnect: None,
+        };
+        let tasks = BTreeMap::from([(TaskId(7), task)]);
+        let name = |tasks, task: u128| user_name(tasks, TaskId(task).to_string());
+        assert_eq!(name(Some(&tasks), 7), format!("web.2.{}", TaskId(7)));
+        // A trace of a task that is gone, and a node that was never told of any.
+        assert_eq!(name(Some(&tasks), 8), TaskId(8).to_string());
+        assert_eq!(name(None, 7), TaskId(7).to_string());
     }
 }
