@@ -144,9 +144,9 @@ pub enum Error {
         /// Its names, comma-separated.
         names: String,
     },
-    /// Content that pushing needs was not kept.
+    /// Content that pushing and saving need was not kept.
     #[error(
-        "image {image} cannot be pushed: this node has layer {layer} unpacked only; pull the image again after removing it"
+        "image {image} cannot be pushed or saved: this node has layer {layer} unpacked only; pull the image again after removing it"
     )]
     Incomplete {
         /// The image.

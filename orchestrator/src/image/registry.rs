@@ -22,6 +22,7 @@ use oci_client::{Client, RegistryOperation};
 use tokio::sync::mpsc;
 
 use self::failure::Failure;
+use self::get::ERROR_MAX;
 use super::content::Download;
 use super::digest::Digest;
 use super::error::Error;
@@ -149,6 +150,13 @@ impl Repository {
         // Whoever asks twice gets the same rights.
         let _ = token.map(|token| self.token.set(token));
         Ok(())
+    }
+
+    /// Asks whether the registry takes the credentials.
+    pub(crate) async fn log_in(&self) -> Result<(), Error> {
+        self.authenticate(RegistryOperation::Pull).await?;
+        let base = format!("{}/", self.base(&self.by_tag("latest")));
+        self.retry(|| self.get(&base, ERROR_MAX)).await.map(drop)
     }
 
     /// The manifest or index of a tag or digest, with the digest its bytes have.

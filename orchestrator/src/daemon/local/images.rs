@@ -16,12 +16,16 @@ use orchestrator_core::{
     assignment::AssignedTask,
     model::{Platform, TaskId},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Progress events that wait for a slow client; further ones are dropped, as the next one says more.
 const PROGRESS: usize = 256;
+
+/// Pieces of an archive that wait for a slow client, and their size in bytes: half a megabyte together.
+const PIECES: usize = 8;
+const PIECE_BYTES: usize = 64 << 10;
 
 impl Daemon {
     pub(super) fn list_images(&self) -> Vec<Image> {
@@ -96,6 +100,38 @@ impl Daemon {
         }))
     }
 
+    /// An archive of images, made while it is read. Dropping the stream stops it.
+    pub(super) fn save(&self, names: &[String]) -> Result<BoxStream<io::Result<Bytes>>, Failure> {
+        let archive = self.drivers.images.save(names).map_err(of_image)?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let pieces = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(sender.clone()));
+            if let Err(error) = archive.write(pieces) {
+                // Told unless it is the reader who has gone.
+                let _gone = sender.blocking_send(Err(error));
+            }
+        });
+        Ok(received(receiver))
+    }
+
+    /// Asks a registry whether it takes the credentials. They are not kept: clients send them along with each request.
+    pub(super) async fn log_in(&self, given: &Credentials) -> Result<(), Failure> {
+        let address = given.serveraddress.as_str();
+        let address = address.split_once("://").map_or(address, |(_scheme, rest)| rest);
+        let host = address.split('/').next().filter(|host| !host.is_empty()).unwrap_or("docker.io");
+        // Any name will do: whether the repository is there is not asked.
+        let reference = reference(&format!("{host}/edged/login"))?;
+        let Some(credentials) = of_request(given) else {
+            return Err(Failure::Invalid("a user name and a password, or a token, are needed to log in".into()));
+        };
+        match self.drivers.images.log_in(&reference, &credentials).await {
+            Err(Error::Unauthorized { .. }) => {
+                Err(Failure::Denied(format!("{host} refuses this user name and password: check them and try again")))
+            }
+            result => result.map_err(of_image),
+        }
+    }
+
     pub(super) async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageRemoved>, Failure> {
         let removed = self.drivers.images.remove(name, force).await.map_err(|error| match error {
             Error::InUse { image, users } => {
@@ -154,6 +190,27 @@ fn of_request(given: &Credentials) -> Option<image::Credentials> {
     }
     let (username, password) = (given.username.clone(), given.password.clone());
     (!username.is_empty()).then_some(image::Credentials::Basic { username, password })
+}
+
+/// Sends what is written to it, in pieces as they come. Ends with an error when nobody receives any more.
+struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+
+impl io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = Bytes::copy_from_slice(bytes);
+        self.0.blocking_send(Ok(piece)).map_err(|_gone| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a channel yields, as a stream.
+fn received<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> BoxStream<T> {
+    let next = |mut receiver: mpsc::Receiver<T>| async move { receiver.recv().await.map(|item| (item, receiver)) };
+    futures_util::stream::unfold(receiver, next).boxed()
 }
 
 /// Runs `work` beside the returned stream, which tells its progress and, if it fails, why. Dropping the stream stops it.
