@@ -3,6 +3,7 @@
 
 use orchestrator_core::model::{Mount, MountSource, TaskId};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -13,6 +14,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
+
+/// Bytes of a mount target that a volume's name shows; the whole name has to stay below 255 (NAME_MAX, limits.h).
+const READABLE: usize = 64;
+/// Bytes of the digest that follow. They tell apart the few targets of one task, which all are its user's.
+const DIGEST_BYTES: usize = 6;
 
 /// The volumes below a state directory.
 #[derive(Clone, Debug)]
@@ -73,7 +79,8 @@ impl Volumes {
     pub fn forget(&self, task: TaskId) -> Result<(), VolumeError> {
         let listed = self.list().map_err(|source| VolumeError { action: "listing", name: "*".into(), source })?;
         let mut failed = None;
-        for name in listed.into_keys().filter(|name| name.starts_with(&anonymous(task, ""))) {
+        let own = format!("{task}-");
+        for name in listed.into_keys().filter(|name| name.starts_with(&own)) {
             if let Err(source) = remove_tree(&self.dir.join(&name)) {
                 failed = Some(VolumeError { action: "removing", name, source });
             }
@@ -100,9 +107,13 @@ impl Volumes {
     }
 }
 
-/// Name of the volume without a name that `task` mounts at `target`.
+/// Name of the volume without a name that `task` mounts at `target`: as much of the target as can be read, and a digest of it,
+/// because `/a/b` and `/a-b` read alike.
 fn anonymous(task: TaskId, target: &str) -> String {
-    format!("{task}{}", target.replace('/', "-"))
+    let readable = target.trim_matches('/').replace('/', "-");
+    let readable = &readable[..readable.floor_char_boundary(READABLE)];
+    let digest = hex::encode(&Sha256::digest(target)[..DIGEST_BYTES]);
+    format!("{task}-{readable}-{digest}")
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
@@ -226,5 +237,20 @@ mod tests {
         }
         volumes.forget(TaskId(1)).unwrap();
         assert_eq!(volumes.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn targets_that_read_alike_get_volumes_of_their_own() {
+        let (state, rootfs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let volumes = Volumes::new(state.path());
+        let resolve = |target: &str| volumes.resolve(TaskId(1), &volume(None, target, None), rootfs.path()).unwrap();
+        let long = format!("/{}", "\u{e9}/".repeat(1000));
+        let targets = ["/a/b", "/a-b", "/a", long.as_str(), &long[..long.len() - 1]];
+        let paths: std::collections::BTreeSet<_> = targets.iter().map(|target| resolve(target)).collect();
+        assert_eq!(paths.len(), targets.len());
+        assert_eq!(resolve("/a/b"), resolve("/a/b"));
+        assert!(volumes.list().unwrap().keys().any(|name| name.starts_with(&format!("{}-a-b-", TaskId(1)))));
+        volumes.forget(TaskId(1)).unwrap();
+        assert_eq!(volumes.list().unwrap(), BTreeMap::new());
     }
 }

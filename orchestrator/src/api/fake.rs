@@ -363,6 +363,7 @@ fn image(name: &str) -> Image {
         digests: vec![format!("{}@{DIGEST}", name.split(':').next().unwrap())],
         created: (now().0 - 3 * 86_400_000) * 1_000_000,
         size_bytes: 187_000_000,
+        layer_sizes: vec![187_000_000],
         platform: Platform { os: "linux".into(), arch: "arm64".into(), variant: String::new() },
         containers: 0,
         config: serde_json::json!({

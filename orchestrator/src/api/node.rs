@@ -697,6 +697,8 @@ pub struct Image {
     pub created: UnixNanos,
     /// Bytes on disk.
     pub size_bytes: u64,
+    /// Bytes of each layer on disk, lowest first.
+    pub layer_sizes: Vec<u64>,
     /// Platform.
     pub platform: Platform,
     /// Containers that use it.

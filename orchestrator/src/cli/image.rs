@@ -272,13 +272,14 @@ async fn save(command: Save, client: &Client, out: &mut Out) -> Result {
 
 async fn history(client: &Client, out: &mut Out, image: &str) -> Result {
     let steps: Vec<Value> = client.get(&format!("/images/{image}/history")).await?;
-    let columns = [("CreatedBy", "CREATED BY"), ("CreatedSince", "CREATED"), ("Comment", "COMMENT")];
+    let columns = [("CreatedBy", "CREATED BY"), ("CreatedSince", "CREATED"), ("Size", "SIZE"), ("Comment", "COMMENT")];
     let rows: Vec<_> = steps
         .iter()
         .map(|step| {
             row([
                 ("CreatedBy", step["CreatedBy"].as_str().unwrap_or("").into()),
                 ("CreatedSince", format!("{} ago", time::human(since(step["Created"].as_u64().unwrap_or(0))))),
+                ("Size", output::size(step["Size"].as_u64().unwrap_or(0))),
                 ("Comment", step["Comment"].as_str().unwrap_or("").into()),
             ])
         })

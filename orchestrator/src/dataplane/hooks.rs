@@ -233,15 +233,10 @@ impl Hooks {
         Ok(())
     }
 
-    /// Removes the links of uplinks that are none any longer.
-    pub(super) fn prune_uplinks(&self, present: &BTreeSet<u32>) -> Result<(), DataplaneError> {
-        for name in pins(&self.directory)? {
-            let index = name.strip_prefix("uplink-").or_else(|| name.strip_prefix("xdp-"));
-            if index.and_then(|index| index.parse().ok()).is_some_and(|index: u32| !present.contains(&index)) {
-                remove_file(&self.directory.join(name))?;
-            }
-        }
-        Ok(())
+    /// Removes the links of uplinks that are none any longer, and of containers' interfaces that are gone: `there` are the
+    /// indexes of all interfaces.
+    pub(super) fn prune(&self, uplinks: &BTreeSet<u32>, there: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+        prune(&self.directory, uplinks, there)
     }
 
     fn attach_xdp(&mut self, interface: &Interface) -> Result<(), String> {
@@ -304,6 +299,20 @@ impl Hooks {
             refusals.push(chain(&error));
         }
     }
+}
+
+fn prune(directory: &Path, uplinks: &BTreeSet<u32>, there: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+    for name in pins(directory)? {
+        let (index, wanted) = match name.split_once('-') {
+            Some(("uplink" | "xdp", index)) => (index, uplinks),
+            Some(("container", index)) => (index, there),
+            _ => continue,
+        };
+        if index.parse().is_ok_and(|index: u32| !wanted.contains(&index)) {
+            remove_file(&directory.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes every pin of a directory and every filter of ours on these interfaces; goes on after errors.
@@ -410,4 +419,22 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_interfaces_that_are_gone_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["uplink-2", "xdp-2", "uplink-3", "xdp-3", "container-3", "container-7", "container-8", "connect4"]
+        {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        prune(directory.path(), &[2].into(), &[1, 2, 3, 7].into()).unwrap();
+        let left: BTreeSet<String> = pins(directory.path()).unwrap().into_iter().collect();
+        let expected = ["uplink-2", "xdp-2", "container-3", "container-7", "connect4"];
+        assert_eq!(left, expected.map(String::from).into());
+    }
 }

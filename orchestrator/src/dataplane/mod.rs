@@ -256,7 +256,8 @@ impl Dataplane {
         self.tables.observe()
     }
 
-    /// Attaches to uplinks that have come, lets go of those that have gone, and takes over the node's addresses.
+    /// Attaches to uplinks that have come, lets go of those that have gone and of containers' interfaces that have gone with
+    /// their network namespace, and takes over the node's addresses.
     ///
     /// # Errors
     /// Interfaces cannot be listed, or a map cannot be written. An uplink that refuses is reported, not an error.
@@ -280,7 +281,7 @@ impl Dataplane {
             };
             self.interfaces.push(report);
         }
-        self.hooks.prune_uplinks(&present)
+        self.hooks.prune(&present, &interfaces.values().map(|interface| interface.index).collect())
     }
 
     /// How each uplink is served, and why not better.

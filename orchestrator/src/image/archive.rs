@@ -147,23 +147,25 @@ impl Builder {
         tar.into_inner()?.flush()
     }
 
-    /// One entry per name, as `docker save` and containerd write them.
     fn index(&self, manifest: &[u8]) -> Index {
         let unnamed = Descriptor {
             platform: Some(self.platform.clone()),
             ..descriptor(OCI_MANIFEST, Digest::of(manifest), manifest.len() as u64)
         };
-        let mut manifests: Vec<Descriptor> = Vec::new();
-        for name in &self.names {
-            let mut annotations = BTreeMap::from([("io.containerd.image.name".to_owned(), name.to_string())]);
-            annotations.extend(name.tag().map(|tag| ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned())));
-            manifests.push(Descriptor { annotations, ..unnamed.clone() });
-        }
-        if manifests.is_empty() {
-            manifests.push(unnamed);
-        }
+        let manifests = entries(&unnamed, &self.names);
         Index { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests }
     }
+}
+
+/// The entries of an archive's index for one manifest: one per name, as `docker save` and containerd write them.
+pub(super) fn entries<'a>(unnamed: &Descriptor, names: impl IntoIterator<Item = &'a Reference>) -> Vec<Descriptor> {
+    let entry = |name: &Reference| {
+        let mut annotations = BTreeMap::from([("io.containerd.image.name".to_owned(), name.to_string())]);
+        annotations.extend(name.tag().map(|tag| ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned())));
+        Descriptor { annotations, ..unnamed.clone() }
+    };
+    let named: Vec<Descriptor> = names.into_iter().map(entry).collect();
+    if named.is_empty() { vec![unnamed.clone()] } else { named }
 }
 
 enum Content<'a> {
@@ -171,11 +173,11 @@ enum Content<'a> {
     File(&'a mut File, u64),
 }
 
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
     Descriptor { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
 }
 
-fn blob_path(digest: Digest) -> String {
+pub(super) fn blob_path(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
@@ -209,7 +211,7 @@ impl Write for LayerWriter {
     }
 }
 
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+pub(super) fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -220,7 +222,7 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header
 }
 
-fn append(
+pub(super) fn append(
     tar: &mut tar::Builder<impl Write>,
     mut header: tar::Header,
     path: &[u8],
@@ -229,7 +231,7 @@ fn append(
     tar.append_data(&mut header, Path::new(OsStr::from_bytes(path)), content)
 }
 
-fn document(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) -> io::Result<()> {
+pub(super) fn document(tar: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) -> io::Result<()> {
     append(tar, header(tar::EntryType::Regular, 0o644, content.len() as u64), path.as_bytes(), content)
 }
 

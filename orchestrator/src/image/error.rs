@@ -129,12 +129,12 @@ pub enum Error {
         path: String,
     },
     /// Containers use the image.
-    #[error("image {image} is in use by {users}: remove the service or task first")]
+    #[error("image {image} is in use by {}: remove the service or task first", .users.join(", "))]
     InUse {
         /// The image.
         image: String,
-        /// The tasks, comma-separated.
-        users: String,
+        /// The keys of the tasks.
+        users: Vec<String>,
     },
     /// The id has several names, so removing it needs to be forced.
     #[error("image {image} has several names ({names}): remove the names one by one, or force it")]
@@ -144,9 +144,9 @@ pub enum Error {
         /// Its names, comma-separated.
         names: String,
     },
-    /// Content that pushing needs was not kept.
+    /// Content that pushing and saving need was not kept.
     #[error(
-        "image {image} cannot be pushed: this node has layer {layer} unpacked only; pull the image again after removing it"
+        "image {image} cannot be pushed or saved: this node has layer {layer} unpacked only; pull the image again after removing it"
     )]
     Incomplete {
         /// The image.

@@ -3,7 +3,7 @@
 //! ```text
 //!  registry ─► registry ─► pull ─┐                                   ┌─► rootfs ─► overlay mount per task
 //!                                ├─► store (blobs, layers, index) ───┤
-//!  archive  ─► load ─────────────┘      └─► unpack (tarball,         └─► list, inspect, tag, remove, prune, push
+//!  archive  ─► load ─────────────┘      └─► unpack (tarball,         └─► list, inspect, tag, remove, prune, push, save
 //!                                            compression)
 //! ```
 //!
@@ -27,6 +27,7 @@ mod pull;
 pub mod reference;
 mod registry;
 mod rootfs;
+mod save;
 mod store;
 mod tarball;
 mod unpack;
@@ -46,6 +47,7 @@ pub use pull::Resolved;
 pub use reference::{InvalidReference, Reference};
 pub use registry::Credentials;
 pub use rootfs::Mounted;
+pub use save::Archive;
 pub use store::{Image, Removed, Usage};
 pub use unpack::UnpackError;
 
@@ -213,12 +215,29 @@ impl Images {
         blocking(move || load::load(&inner.store, &inner.config.platform, reader, &progress, &flag)).await
     }
 
+    /// Images, by name or id, as one archive that [`Images::load`] and `docker load` read.
+    ///
+    /// # Errors
+    /// As for [`Images::get`]; [`Error::Incomplete`].
+    pub fn save(&self, names: &[String]) -> Result<Archive, Error> {
+        Archive::open(&self.0.store, names)
+    }
+
     /// The image with this name, id, or beginning of an id, if it is here.
     ///
     /// # Errors
     /// [`Error::NoSuchImage`], [`Error::AmbiguousId`], [`Error::InvalidReference`].
     pub fn get(&self, name_or_id: &str) -> Result<Image, Error> {
         self.0.store.get(name_or_id)
+    }
+
+    /// Asks the registry of `reference` whether it takes these credentials.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`], [`Error::Unreachable`], [`Error::Registry`].
+    pub async fn log_in(&self, reference: &Reference, credentials: &Credentials) -> Result<(), Error> {
+        let insecure = &self.0.config.insecure_registries;
+        Repository::new(reference, reference.registry(), Some(credentials), insecure)?.log_in().await
     }
 
     /// All images, by id.

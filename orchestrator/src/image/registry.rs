@@ -5,10 +5,11 @@
 //! Protocol: OCI distribution specification 1.1. Used by `pull` and `push`.
 
 mod failure;
+mod get;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,10 +22,11 @@ use oci_client::{Client, RegistryOperation};
 use tokio::sync::mpsc;
 
 use self::failure::Failure;
+use self::get::ERROR_MAX;
 use super::content::Download;
 use super::digest::Digest;
 use super::error::Error;
-use super::manifest::{ACCEPTED_MANIFESTS, Descriptor};
+use super::manifest::{DOCUMENT_MAX, Descriptor};
 use super::progress::{Event, Phase, Progress};
 use super::reference::Reference;
 use super::store::Store;
@@ -39,6 +41,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which a connection counts as broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const USER_AGENT: &str = concat!("edged/", env!("CARGO_PKG_VERSION"));
 /// Pieces between the network and the disk; bounds memory to about 8 × 64 KiB per layer.
 const PIECES: usize = 8;
 /// Bytes between two progress events of a layer.
@@ -72,6 +75,11 @@ impl fmt::Debug for Credentials {
 #[derive(Clone)]
 pub(crate) struct Repository {
     client: Client,
+    /// For what `client` would read to whatever length it has.
+    limited: reqwest::Client,
+    plain: bool,
+    /// What the registry's token server gave, if there is one.
+    token: Arc<OnceLock<String>>,
     host: String,
     repository: String,
     /// The image as the user named it, for messages.
@@ -95,14 +103,21 @@ impl Repository {
             use_monolithic_push: true,
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("edged/", env!("CARGO_PKG_VERSION")),
+            user_agent: USER_AGENT,
             ..ClientConfig::default()
         };
-        let client = Client::try_from(config).map_err(|error| Error::Registry {
+        let no_tls = |error: &dyn fmt::Display| Error::Registry {
             image: reference.familiar(),
             registry: host.to_owned(),
             reason: format!("no TLS client can be made (are the `ca-certificates` installed?): {error}"),
-        })?;
+        };
+        let client = Client::try_from(config).map_err(|error| no_tls(&error))?;
+        let limited = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .user_agent(USER_AGENT)
+            .build()
+            .map_err(|error| no_tls(&error))?;
         let auth = match credentials {
             None => RegistryAuth::Anonymous,
             Some(Credentials::Basic { username, password }) => RegistryAuth::Basic(username.clone(), password.clone()),
@@ -110,6 +125,9 @@ impl Repository {
         };
         Ok(Self {
             client,
+            limited,
+            plain,
+            token: Arc::default(),
             host: host.to_owned(),
             repository: reference.repository().to_owned(),
             image: reference.familiar(),
@@ -128,7 +146,17 @@ impl Repository {
     /// Gets a token if the registry wants one. Later requests use it.
     pub(crate) async fn authenticate(&self, operation: RegistryOperation) -> Result<(), Error> {
         let any = self.by_tag("latest");
-        self.retry(|| self.client.auth(&any, &self.auth, operation)).await.map(drop)
+        let token = self.retry(|| self.client.auth(&any, &self.auth, operation)).await?;
+        // Whoever asks twice gets the same rights.
+        let _ = token.map(|token| self.token.set(token));
+        Ok(())
+    }
+
+    /// Asks whether the registry takes the credentials.
+    pub(crate) async fn log_in(&self) -> Result<(), Error> {
+        self.authenticate(RegistryOperation::Pull).await?;
+        let base = format!("{}/", self.base(&self.by_tag("latest")));
+        self.retry(|| self.get(&base, ERROR_MAX)).await.map(drop)
     }
 
     /// The manifest or index of a tag or digest, with the digest its bytes have.
@@ -137,12 +165,13 @@ impl Repository {
             (Some(digest), _) => self.by_digest(digest),
             (None, tag) => self.by_tag(tag.unwrap_or(super::reference::DEFAULT_TAG)),
         };
-        let (content, _) =
-            self.retry(|| self.client.pull_manifest_raw(&reference, &self.auth, ACCEPTED_MANIFESTS)).await?;
+        let wanted = reference.digest().or(reference.tag()).unwrap_or_default();
+        let url = format!("{}/{}/manifests/{wanted}", self.base(&reference), reference.repository());
+        let content = self.retry(|| self.get(&url, DOCUMENT_MAX)).await?;
         let actual = Digest::of(&content);
         match digest {
             Some(expected) if expected != actual => Err(self.wrong_digest(&expected, &actual)),
-            _ => Ok((content.to_vec(), actual)),
+            _ => Ok((content, actual)),
         }
     }
 

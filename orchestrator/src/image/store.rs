@@ -47,6 +47,8 @@ pub struct Image {
     pub config: ImageConfig,
     /// Plain size of all layers in bytes.
     pub size: u64,
+    /// Plain size of each layer in bytes, lowest first.
+    pub layer_sizes: Vec<u64>,
 }
 
 /// Space taken by the store, in bytes.
@@ -212,11 +214,10 @@ impl Store {
         let id = manifest.config.digest;
         let config =
             ImageConfig::parse(&self.content.read_blob(id)?, &manifest).map_err(invalid("the configuration"))?;
-        let mut size = 0;
-        for &layer in &config.rootfs.diff_ids {
-            size += self.content.layer_size(layer)?;
-        }
-        Ok(Image { id, manifest_digest, tags, digests, manifest, config, size })
+        let sizes = config.rootfs.diff_ids.iter().map(|layer| self.content.layer_size(*layer));
+        let layer_sizes = sizes.collect::<Result<Vec<u64>, Error>>()?;
+        let size = layer_sizes.iter().sum();
+        Ok(Image { id, manifest_digest, tags, digests, manifest, config, size, layer_sizes })
     }
 
     /// Makes the image of a manifest, all of whose content is in the store, known by `tags` and `digests`. A tag that
@@ -289,7 +290,7 @@ impl Store {
             }
             let users = self.users(image.id);
             if !users.is_empty() {
-                return Err(Error::InUse { image: name_or_id.to_owned(), users: users.join(", ") });
+                return Err(Error::InUse { image: name_or_id.to_owned(), users });
             }
             removed.untagged.extend(names().map(Reference::to_string));
             removed.deleted.push(image.id);

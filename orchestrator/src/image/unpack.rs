@@ -56,7 +56,7 @@ const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGI
 
 /// What an unpack may do beyond the default.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// Create device nodes instead of refusing them.
     pub(super) devices: bool,
 }

@@ -6,9 +6,9 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Component, Path, PathBuf},
 };
 
@@ -46,10 +46,9 @@ pub(crate) fn create_dir_all(root: &Path, path: &Path) -> io::Result<()> {
     fstat(dir).map(|_| ()).map_err(Into::into)
 }
 
-/// Where an existing path below `root` really lies on the node.
-pub(crate) fn real_path(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let fd = resolve(root, path, OFlags::PATH)?;
-    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+/// What an existing path below `root` is, to look at or to mount.
+pub(crate) fn open_path(root: &Path, path: &Path) -> io::Result<OwnedFd> {
+    resolve(root, path, OFlags::PATH).map_err(Into::into)
 }
 
 fn resolve(root: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -72,7 +71,10 @@ pub(crate) fn exists(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::{
+        fs,
+        os::{fd::AsRawFd, unix::fs::symlink},
+    };
 
     #[test]
     fn links_do_not_lead_out() {
@@ -85,10 +87,9 @@ mod tests {
         fs::create_dir(root.path().join("inner")).unwrap();
         create_dir_all(root.path(), Path::new("/up/a/b")).unwrap();
         assert!(root.path().join("inner/a/b").is_dir());
-        assert_eq!(
-            real_path(root.path(), Path::new("up/a")).unwrap(),
-            root.path().canonicalize().unwrap().join("inner/a")
-        );
+        let found = open_path(root.path(), Path::new("up/a")).unwrap();
+        let real = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap();
+        assert_eq!(real, root.path().canonicalize().unwrap().join("inner/a"));
     }
 
     #[test]

@@ -5,10 +5,11 @@
 use super::{
     ExecSpec, Runtime, RuntimeError, blocking, capabilities,
     error::At,
-    files,
+    files::{self, ShimConfig},
+    filter,
     log_format::Stream,
     prepare,
-    spec::exec_process,
+    spec::{capability_names, exec_process},
     wire::{self, Reply, Request},
 };
 use oci_spec::runtime::Spec;
@@ -93,7 +94,10 @@ impl Runtime {
             let file = dir.join(files::OCI_CONFIG);
             let bad = |reason: String| RuntimeError::BadRequest { container: name.clone(), reason };
             let spec = Spec::load(&file).map_err(|e| bad(format!("its spec cannot be read: {e}")))?;
-            let (request, process) = request(&name, &spec, &exec)?;
+            let shim: ShimConfig = files::read(&dir, files::SHIM_CONFIG)
+                .at("read", dir.join(files::SHIM_CONFIG))?
+                .ok_or_else(|| bad("its shim's file is gone".into()))?;
+            let (request, process) = request(&name, &spec, shim.keep, &exec)?;
             let Request::Exec { id, .. } = request else { unreachable!("made above") };
             let connection = inner.connect(task)?;
             let process_file = format!("exec-{id}.json");
@@ -151,10 +155,14 @@ impl Runtime {
 }
 
 /// What the shim is asked, and the process it finds in a file.
-fn request(name: &str, spec: &Spec, exec: &ExecSpec) -> Result<(Request, serde_json::Value), RuntimeError> {
+fn request(
+    name: &str,
+    spec: &Spec,
+    keep: Option<Vec<String>>,
+    exec: &ExecSpec,
+) -> Result<(Request, serde_json::Value), RuntimeError> {
     let bad = |reason: String| RuntimeError::BadRequest { container: name.into(), reason };
     let process = spec.process().as_ref().ok_or_else(|| bad("its spec has no process".into()))?;
-    let linux = spec.linux().as_ref();
     let rootfs = spec.root().as_ref().ok_or_else(|| bad("its spec has no root".into()))?.path();
     if exec.args.is_empty() {
         return Err(RuntimeError::NoSuchCommand { container: name.into(), reason: "no command specified".into() });
@@ -163,23 +171,17 @@ fn request(name: &str, spec: &Spec, exec: &ExecSpec) -> Result<(Request, serde_j
         Some(who) => Some(prepare::find_user(name, rootfs, who, &[])?),
         None => None,
     };
-    let kept: Vec<String> = if exec.privileged {
-        capabilities::granted(true, &[], &[], prepare::own_capabilities()).map_err(bad)?
-    } else {
-        let effective = process.capabilities().as_ref().and_then(|c| c.effective().clone()).unwrap_or_default();
-        let names = serde_json::to_value(effective).and_then(serde_json::from_value);
-        names.map_err(|e| bad(format!("its capabilities cannot be read: {e}")))?
+    let filter = !exec.privileged && keep.is_some();
+    let given = match keep {
+        _ if exec.privileged => capabilities::granted(true, &[], &[], prepare::own_capabilities()).map_err(bad)?,
+        // Taken away again by who loads the filter.
+        Some(keep) => keep.into_iter().chain(filter::NEEDED.map(String::from)).collect(),
+        None => capability_names(process).map_err(|e| bad(format!("its capabilities cannot be read: {e}")))?,
     };
-    let seccomp = !exec.privileged && linux.is_some_and(|l| l.seccomp().is_some());
-    let mut given = kept.clone();
-    if seccomp {
-        // Needed to load the filter, and taken away right after it.
-        given.extend(["CAP_SYS_ADMIN", "CAP_SETPCAP"].map(String::from));
-    }
     let document = exec_process(process, exec, user, &given).map_err(|e| bad(e.to_string()))?;
     let id = (u64::from(std::process::id()) << 32) | NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let size = exec.tty.then(|| exec.size.unwrap_or(DEFAULT_SIZE));
-    Ok((Request::Exec { id, size, keep: kept, seccomp }, document))
+    Ok((Request::Exec { id, size, filter }, document))
 }
 
 /// Pipes of a process, and the ends that stay here.

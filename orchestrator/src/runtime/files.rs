@@ -5,6 +5,7 @@
 //! | file | written by | says |
 //! |---|---|---|
 //! | `config.json`, `shim.json` | driver, before the shim | the OCI spec; what the shim needs beyond it |
+//! | `seccomp.bpf` | driver, before the shim | the filter of its programs, unless it is privileged |
 //! | `shim.pid` | shim, first | who the shim is |
 //! | `init.pid` | shim, once created | who the container's first process is |
 //! | `started` | shim | the process runs, since when |
@@ -13,6 +14,8 @@
 //! | `health.json` | driver, while it runs | newest health |
 //! | `control.sock` | shim | start, exec, standard input |
 //! | `<task>/` | libcontainer | its own state |
+//!
+//! While a container is made, `<run_dir>/mounts-<task>` holds the parts of volumes that it gets.
 //!
 //! `<state_dir>/<task>` lies on disk: log files, and the files mounted over `/etc/{hosts,hostname,resolv.conf}`.
 //! A file appears complete or not at all (written aside, then renamed). None is synced: after a power cut there is no
@@ -27,6 +30,7 @@ use std::{
 
 pub(crate) const OCI_CONFIG: &str = "config.json";
 pub(crate) const SHIM_CONFIG: &str = "shim.json";
+pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const SHIM_PID: &str = "shim.pid";
 pub(crate) const INIT_PID: &str = "init.pid";
 pub(crate) const STARTED: &str = "started";
@@ -57,6 +61,9 @@ pub(crate) struct ShimConfig {
     pub stop_signal: u8,
     /// Whether a small init runs as process 1.
     pub init: bool,
+    /// Capabilities, by OCI name, that its programs keep once they have the filter; `None` if there is no filter, and what
+    /// the OCI spec gives is what they keep.
+    pub keep: Option<Vec<String>>,
     /// `cgroup.procs` files that the shim joins, so that it is charged neither to `edged` nor to the container.
     pub shim_cgroups: Vec<PathBuf>,
     /// File with a line `oom_kill N` (memory.oom_control or memory.events of the container).

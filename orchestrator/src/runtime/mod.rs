@@ -17,6 +17,7 @@ mod confined;
 mod error;
 mod exec;
 mod files;
+mod filter;
 mod health;
 pub mod host;
 mod log_format;
@@ -26,6 +27,7 @@ mod process_ref;
 mod seccomp;
 pub mod shim;
 mod spec;
+mod staging;
 mod user;
 mod wire;
 
@@ -39,6 +41,7 @@ pub use logs::{LogQuery, Logs};
 use cgroup::Hierarchies;
 use error::At;
 use files::{Exit, ShimConfig, Started};
+use filter::Filters;
 use orchestrator_core::model::{Signal, TaskId, UnixMillis};
 use prepare::Places;
 use process_ref::ProcessRef;
@@ -80,6 +83,7 @@ pub struct Runtime {
 struct Inner {
     config: RuntimeConfig,
     hierarchies: Hierarchies,
+    filters: Filters,
     changes: watch::Sender<u64>,
     /// Shims whose end is waited for.
     watched: Mutex<BTreeSet<TaskId>>,
@@ -104,6 +108,7 @@ impl Runtime {
         let inner = Inner {
             config,
             hierarchies,
+            filters: Filters::default(),
             changes: watch::Sender::new(0),
             watched: Mutex::default(),
             groups: RwLock::new(()),
@@ -131,6 +136,12 @@ impl Runtime {
             Err(error) => Err(error),
         };
         drop(groups);
+        let staging = places.staging;
+        let left = blocking(move || Ok(staging::clear(&staging))).await?;
+        if let Some(error) = left.first() {
+            // The next delete tries again.
+            tracing::warn!(container = config.name, error = error_line(error), "a mount was left behind");
+        }
         match &made {
             Ok(()) => self.watch(config.task),
             // What is met on the way back is less important than what `made` says, and is met again by the next delete.
@@ -141,7 +152,8 @@ impl Runtime {
 
     async fn prepare(&self, config: ContainerConfig) -> Result<(), RuntimeError> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || prepare::prepare(&config, &inner.places(config.task), &inner.hierarchies)).await
+        let prepare = move || prepare::prepare(&config, &inner.places(config.task), &inner.hierarchies, &inner.filters);
+        blocking(prepare).await
     }
 
     async fn run_shim(&self, config: &ContainerConfig, places: &Places) -> Result<(), RuntimeError> {
@@ -343,7 +355,12 @@ impl Inner {
 
     fn places(&self, task: TaskId) -> Places {
         let name = task.to_string();
-        Places { run: self.config.run_dir.join(&name), state: self.config.state_dir.join(&name), parent: self.parent() }
+        Places {
+            run: self.config.run_dir.join(&name),
+            staging: self.config.run_dir.join(format!("mounts-{name}")),
+            state: self.config.state_dir.join(&name),
+            parent: self.parent(),
+        }
     }
 
     /// The folder of a container that exists.
@@ -400,8 +417,8 @@ impl Inner {
 
     /// Ends everything of a container; goes on after errors.
     fn remove(&self, task: TaskId) -> Result<(), RuntimeError> {
-        let dir = self.places(task).run;
-        let mut errors = Vec::new();
+        let Places { run: dir, staging, .. } = self.places(task);
+        let mut errors = staging::clear(&staging);
         let mut note = |result: Result<(), RuntimeError>| errors.extend(result.err());
         let init = files::read::<ProcessRef>(&dir, files::INIT_PID).ok().flatten();
         let shim = files::live_shim(&dir);

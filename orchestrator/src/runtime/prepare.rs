@@ -7,9 +7,12 @@ use super::{
     confined,
     error::{At, RuntimeError, error_line},
     files::{self, ShimConfig},
+    filter::{self, Filters},
     spec::{self, DeviceNode, Facts},
+    staging,
     user::{self, User},
 };
+use oci_spec::runtime::Spec;
 use orchestrator_core::model::MountSource;
 use rustix::{
     fs::{major, minor},
@@ -26,6 +29,8 @@ use std::{
 pub(crate) struct Places {
     /// Ends with the boot.
     pub run: PathBuf,
+    /// Holds mounts while the container is made.
+    pub staging: PathBuf,
     /// Outlives the container.
     pub state: PathBuf,
     /// Control group of the node, without slashes.
@@ -44,8 +49,9 @@ pub(crate) fn prepare(
     config: &ContainerConfig,
     places: &Places,
     hierarchies: &Hierarchies,
+    filters: &Filters,
 ) -> Result<(), RuntimeError> {
-    let sources = sources(config)?;
+    let sources = sources(config, &places.staging)?;
     let facts = Facts {
         user: find_user(
             &config.name,
@@ -64,8 +70,9 @@ pub(crate) fn prepare(
         arch: std::env::consts::ARCH,
     };
     require_controllers(config, hierarchies)?;
-    let spec = spec::build(config, &facts)?;
+    let mut spec = spec::build(config, &facts)?;
     make_workdir(config, &facts)?;
+    let keep = take_seccomp(config, places, &mut spec, filters)?;
 
     fs::create_dir_all(&facts.etc).at("create", &facts.etc)?;
     for (name, text) in [
@@ -85,6 +92,7 @@ pub(crate) fn prepare(
         open_stdin: config.spec.open_stdin,
         stop_signal: config.stop_signal().number(),
         init: config.spec.init.unwrap_or(false),
+        keep,
         shim_cgroups: hierarchies.shim_groups(&places.parent),
         oom_file: hierarchies.oom_file(facts.cgroup.trim_start_matches('/')),
     };
@@ -95,6 +103,33 @@ pub(crate) fn prepare(
     }
     files::write(&places.run, files::OCI_CONFIG, &spec).at("write", places.run.join(files::OCI_CONFIG))?;
     files::write(&places.run, files::SHIM_CONFIG, &shim).at("write", places.run.join(files::SHIM_CONFIG))
+}
+
+/// Moves the seccomp profile out of the spec into a file of its own, as the filter that the executor loads; for that the
+/// process gets [`filter::NEEDED`] on top. The capabilities that it is to keep are returned. Nothing is done where there is
+/// no profile.
+fn take_seccomp(
+    config: &ContainerConfig,
+    places: &Places,
+    spec: &mut Spec,
+    filters: &Filters,
+) -> Result<Option<Vec<String>>, RuntimeError> {
+    let Some(mut linux) = spec.linux().clone() else { return Ok(None) };
+    let Some(profile) = linux.seccomp().clone() else { return Ok(None) };
+    let failed = |reason: String| RuntimeError::Seccomp { container: config.name.clone(), reason };
+    let made = filters.get(&profile).map_err(failed)?;
+    let path = places.run.join(files::FILTER);
+    fs::write(&path, made).at("write", path)?;
+    linux.set_seccomp(None);
+    spec.set_linux(Some(linux));
+
+    let mut process = spec.process().clone().unwrap_or_default();
+    let kept = spec::capability_names(&process).map_err(|e| failed(e.to_string()))?;
+    let mut given = kept.clone();
+    given.extend(filter::NEEDED.map(String::from));
+    process.set_capabilities(Some(spec::capability_sets(&given).map_err(|e| failed(e.to_string()))?));
+    spec.set_process(Some(process));
+    Ok(Some(kept))
 }
 
 /// Resolves a user against the files of an image.
@@ -136,10 +171,10 @@ fn require_controllers(config: &ContainerConfig, hierarchies: &Hierarchies) -> R
     Ok(())
 }
 
-/// Where binds and volumes really lie, by target.
-fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, PathBuf>, RuntimeError> {
+/// Where binds and volumes lie, by target; parts of volumes below `staging`.
+fn sources(config: &ContainerConfig, staging: &Path) -> Result<BTreeMap<String, PathBuf>, RuntimeError> {
     let mut all = config.volumes.clone();
-    for mount in &config.spec.mounts {
+    for (number, mount) in config.spec.mounts.iter().enumerate() {
         let bad = |source: &Path, reason: String| RuntimeError::BadMount {
             container: config.name.clone(),
             what: format!("{} on {}", source.display(), mount.target),
@@ -161,9 +196,11 @@ fn sources(config: &ContainerConfig) -> Result<BTreeMap<String, PathBuf>, Runtim
             }
             MountSource::Volume { subpath: Some(subpath), .. } => {
                 let Some(root) = config.volumes.get(&mount.target) else { continue };
-                let real = confined::real_path(root, Path::new(subpath))
+                let part = confined::open_path(root, Path::new(subpath))
                     .map_err(|e| bad(root, format!("subpath {subpath} cannot be found in the volume: {e}")))?;
-                all.insert(mount.target.clone(), real);
+                let place = staging::mount(staging, number, &part)
+                    .map_err(|e| bad(root, format!("subpath {subpath} cannot be mounted: {e}")))?;
+                all.insert(mount.target.clone(), place);
             }
             MountSource::Volume { .. } | MountSource::Tmpfs { .. } => {}
         }
@@ -180,7 +217,7 @@ fn make_workdir(config: &ContainerConfig, facts: &Facts) -> Result<(), RuntimeEr
         Some((t, source)) => (source.as_path(), target.strip_prefix(t).unwrap_or(Path::new(""))),
         None => (config.rootfs.as_path(), target),
     };
-    if below.as_os_str().is_empty() || confined::real_path(root, below).is_ok() {
+    if below.as_os_str().is_empty() || confined::open_path(root, below).is_ok() {
         return Ok(());
     }
     confined::create_dir_all(root, below).map_err(|e| RuntimeError::BadRequest {

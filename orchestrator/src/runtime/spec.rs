@@ -11,7 +11,7 @@ use super::{
     seccomp,
     user::User,
 };
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
 use orchestrator_core::model::{MountSource, Propagation, Resources};
 use serde_json::{Value, json};
 use std::{
@@ -145,8 +145,6 @@ pub(crate) fn build(config: &ContainerConfig, facts: &Facts) -> Result<Spec, Run
         "oomScoreAdj": spec.oom_score_adj,
     });
     if spec.no_new_privileges {
-        // Left out otherwise: only then libcontainer loads the filter while it still has CAP_SYS_ADMIN, which the kernel
-        // wants instead of no_new_privs (seccomp(2)).
         process["noNewPrivileges"] = json!(true);
     }
     let document = json!({
@@ -175,7 +173,7 @@ pub(crate) fn exec_process(
     process["terminal"] = json!(exec.tty);
     process["args"] = json!(exec.args);
     process["env"] = json!(overlay(env, &exec.env));
-    process["capabilities"] = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    process["capabilities"] = serde_json::to_value(capability_sets(capabilities)?)?;
     if let Some(workdir) = &exec.workdir {
         process["cwd"] = json!(absolute(workdir));
     }
@@ -183,6 +181,17 @@ pub(crate) fn exec_process(
         process["user"] = json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups});
     }
     Ok(process)
+}
+
+/// Capability sets of a process that has these, by OCI name, and can get no others.
+pub(crate) fn capability_sets(names: &[String]) -> Result<LinuxCapabilities, serde_json::Error> {
+    serde_json::from_value(json!({"bounding": names, "effective": names, "permitted": names}))
+}
+
+/// Names of the capabilities that a process has.
+pub(crate) fn capability_names(process: &Process) -> Result<Vec<String>, serde_json::Error> {
+    let effective = process.capabilities().as_ref().and_then(|c| c.effective().clone()).unwrap_or_default();
+    serde_json::from_value(serde_json::to_value(effective)?)
 }
 
 /// The command line: the user's entrypoint drops the image's entrypoint and arguments, the user's arguments only the image's.

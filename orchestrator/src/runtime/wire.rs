@@ -32,10 +32,8 @@ pub(crate) enum Request {
         id: u64,
         /// Rows and columns of its terminal, if it has one.
         size: Option<(u16, u16)>,
-        /// Capabilities, by OCI name, that the process keeps.
-        keep: Vec<String>,
-        /// Whether the container's seccomp profile applies.
-        seccomp: bool,
+        /// Whether it gets the container's filter and keeps no capabilities but the container's.
+        filter: bool,
     },
     /// Hand out the writing end of standard input, or the terminal. Answer: `Done` or `Failed`.
     Stdin,

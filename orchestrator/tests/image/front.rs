@@ -96,6 +96,8 @@ pub(super) enum Mode {
     TamperManifest,
     /// Send more than there is.
     Longer,
+    /// Send manifests that never end.
+    EndlessManifest,
     /// Ask for a token.
     Token,
     /// Fail so many requests first.
@@ -189,6 +191,11 @@ impl Front {
             Mode::Stall(after) if is_blob && large => cut(body, after, true),
             Mode::TamperLayer if is_blob && large => tamper(body),
             Mode::TamperManifest if path.contains("/manifests/") => tamper(body),
+            Mode::EndlessManifest if path.contains("/manifests/") => {
+                parts.headers.remove(header::CONTENT_LENGTH);
+                let spaces = futures_util::stream::repeat_with(|| Ok(Bytes::from(vec![b' '; 1 << 16])));
+                Body::from_stream(body.into_data_stream().chain(spaces))
+            }
             Mode::Longer if is_blob && large => {
                 parts.headers.remove(header::CONTENT_LENGTH);
                 Body::from_stream(

@@ -265,6 +265,39 @@ async fn content_that_was_damaged_later_is_fetched_again() {
 }
 
 #[tokio::test]
+async fn registries_are_asked_whether_they_take_credentials() {
+    let Some(registry) = Registry::start(true) else { return };
+    let front = Front::start(&registry).await;
+    let node = Node::host();
+    let reference: Reference = format!("{}/team/app", front.address).parse().unwrap();
+    // By a password file first, then by a token server.
+    for mode in [Mode::Pass, Mode::Token] {
+        front.set(mode);
+        let refused = node.images.log_in(&reference, &basic("wrong")).await;
+        assert!(matches!(refused, Err(Error::Unauthorized { .. })), "{refused:?}");
+        if mode == Mode::Pass {
+            node.images.log_in(&reference, &basic(PASSWORD)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_without_end_is_refused() {
+    let Some(registry) = Registry::start(false) else { return };
+    let front = Front::start(&registry).await;
+    let name = format!("{}/team/app:v1", front.address);
+    let image = publish(&name, Platform::host(), 1, None).await;
+    front.set(Mode::EndlessManifest);
+    let node = Node::host();
+    let pinned = format!("{}/team/app@{}", front.address, image.manifest_digest);
+    for name in [&name, &pinned] {
+        let refused = tokio::time::timeout(DEADLINE, pull(&node, name)).await.expect("it does not read on");
+        let error = refused.unwrap_err();
+        assert!(error.to_string().contains("more than 4194304 bytes"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn tampered_content_is_never_used() {
     let Some(registry) = Registry::start(false) else { return };
     let front = Front::start(&registry).await;

@@ -110,6 +110,48 @@ async fn archives_of_all_kinds_load_to_the_same_image() {
 }
 
 #[tokio::test]
+async fn saved_images_load_as_they_were() {
+    if !is_root() {
+        return;
+    }
+    let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let images = Images::open(state.path(), Config::default()).unwrap();
+    let one = load(&images, archive(Some("app:v1"), "one")).await;
+    images.tag("app:v1", &reference("app:stable")).await.unwrap();
+    let two = load(&images, archive(None, "two")).await;
+    let save = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut archive = Vec::new();
+        images.save(&names).unwrap().write(&mut archive).unwrap();
+        archive
+    };
+
+    let saved = save(&["app:v1", "app:stable", &two.id.to_string(), "app:v1"]);
+    let all = members(&saved);
+    // Two manifests, two configurations, two layers of their own and one that they share.
+    assert_eq!(all.keys().filter(|name| name.starts_with("blobs/sha256/")).count(), 7);
+    let docker: serde_json::Value = serde_json::from_slice(&all["manifest.json"]).unwrap();
+    let tags: Vec<_> = docker.as_array().unwrap().iter().map(|image| image["RepoTags"].clone()).collect();
+    assert!(tags.contains(&json!(["app:stable", "app:v1"])) && tags.contains(&json!([])), "{docker}");
+
+    let docker_only =
+        tar_of(all.clone().into_iter().filter(|(name, _)| !["index.json", "oci-layout"].contains(&name.as_str())));
+    for archive in [saved, docker_only] {
+        let fresh = tempfile::tempdir_in(other.path()).unwrap();
+        let fresh = Images::open(fresh.path(), Config::default()).unwrap();
+        fresh.load(Cursor::new(archive), &silent()).await.unwrap();
+        let mut expected = vec![(one.id, 2), (two.id, 0)];
+        expected.sort();
+        assert_eq!(fresh.list().iter().map(|image| (image.id, image.tags.len())).collect::<Vec<_>>(), expected);
+    }
+    // Only the names that were asked for.
+    let docker: serde_json::Value = serde_json::from_slice(&members(&save(&["app:v1"]))["manifest.json"]).unwrap();
+    assert_eq!(docker[0]["RepoTags"], json!(["app:v1"]));
+    let names = ["app:v1".to_owned(), "gone".to_owned()];
+    assert!(matches!(images.save(&names), Err(Error::NoSuchImage { .. })));
+}
+
+#[tokio::test]
 async fn old_docker_archives_with_linked_layers_load() {
     if !is_root() {
         return;

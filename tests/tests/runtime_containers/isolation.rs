@@ -139,6 +139,43 @@ async fn binds_and_volumes_show_folders_of_the_node() {
 }
 
 #[tokio::test]
+async fn a_link_put_into_a_volume_while_a_container_is_made_does_not_lead_out() {
+    if let Some(why) = crate::support::unavailable() {
+        println!("SKIPPED: {why}");
+        return;
+    }
+    // As late as can be: the daemon has looked everything up, and the shim is about to mount it.
+    let swap = tempfile::tempdir().unwrap();
+    let (volume, outside, shim) = (swap.path().join("volume"), swap.path().join("outside"), swap.path().join("shim"));
+    for (dir, name) in [(volume.join("sub"), "inside"), (outside.clone(), "outside")] {
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(name), "").unwrap();
+    }
+    let script = format!(
+        "#!/bin/sh\nPATH=/usr/bin:/bin\nmv {volume}/sub {volume}/moved && ln -s {outside} {volume}/sub\nexec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_shim"),
+        volume = volume.display(),
+        outside = outside.display(),
+    );
+    fs::write(&shim, script).unwrap();
+    fs::set_permissions(&shim, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+
+    let node = crate::support::Node::new(shim.to_str().unwrap()).await;
+    let mut config = node.shell("ls /sub; echo x > /sub/written");
+    let source = MountSource::Volume {
+        name: Some("data".into()),
+        no_copy: false,
+        labels: Default::default(),
+        subpath: Some("sub".into()),
+    };
+    config.spec.mounts = vec![Mount { target: "/sub".into(), read_only: false, source }];
+    config.volumes = [("/sub".to_owned(), volume.clone())].into();
+    assert_eq!(node.output(&config).await, (0, "inside\n".into()));
+    assert!(volume.join("moved/written").exists() && !outside.join("written").exists());
+    node.close().await;
+}
+
+#[tokio::test]
 async fn names_and_devices_are_its_own() {
     let node = node!();
     let (code, output) = node

@@ -200,22 +200,32 @@ fn details(image: &Image) -> Value {
     })
 }
 
+/// The steps of an image's making, newest first, each with the size of the layer that it left. An image that does not tell
+/// how it was made still shows its layers.
 fn history(image: &Image) -> Value {
-    let steps = image.config["history"].as_array().cloned().unwrap_or_default();
-    let count = steps.len();
-    let lines = steps.iter().enumerate().rev().map(|(at, step)| {
-        let created = step["created"].as_str().and_then(time::parse).unwrap_or(0);
-        let last = at + 1 == count;
-        json!({
-            "Id": if last { image.id.as_str() } else { "<missing>" },
-            "Created": created / 1_000_000_000,
+    let mut steps = image.config["history"].as_array().cloned().unwrap_or_default();
+    let leaves_layer = |step: &Value| step["empty_layer"] != true;
+    let told = steps.iter().filter(|step| leaves_layer(step)).count();
+    steps.extend(vec![Value::Null; image.layer_sizes.len().saturating_sub(told)]);
+    let mut sizes = image.layer_sizes.iter();
+    let mut lines = Vec::new();
+    for step in &steps {
+        let size = if leaves_layer(step) { sizes.next().copied().unwrap_or(0) } else { 0 };
+        lines.push(json!({
+            "Id": "<missing>",
+            "Created": step["created"].as_str().and_then(time::parse).unwrap_or(image.created) / 1_000_000_000,
             "CreatedBy": step["created_by"].as_str().unwrap_or(""),
-            "Tags": if last { json!(image.tags) } else { Value::Null },
-            "Size": if last { image.size_bytes } else { 0 },
+            "Tags": Value::Null,
+            "Size": size,
             "Comment": step["comment"].as_str().unwrap_or(""),
-        })
-    });
-    lines.collect()
+        }));
+    }
+    lines.reverse();
+    if let Some(newest) = lines.first_mut() {
+        newest["Id"] = json!(image.id);
+        newest["Tags"] = json!(image.tags);
+    }
+    lines.into()
 }
 
 pub(super) async fn post(
@@ -301,5 +311,38 @@ mod tests {
         assert!(reference_matches("team/*", "team/app:1"));
         assert_eq!(full_name("a", Some("sha256:00")), "a@sha256:00");
         assert_eq!(full_name("a", Some("1")), "a:1");
+    }
+
+    #[test]
+    fn each_step_of_the_history_shows_the_layer_it_left() {
+        let step = |by: &str, empty: bool| json!({ "created_by": by, "empty_layer": empty });
+        let image = |steps: Vec<Value>| Image {
+            id: "sha256:00".into(),
+            tags: vec!["app:1".into()],
+            digests: Vec::new(),
+            created: 7_000_000_000,
+            size_bytes: 33,
+            layer_sizes: vec![30, 2, 1],
+            platform: Platform { os: "linux".into(), arch: "arm64".into(), variant: String::new() },
+            containers: 0,
+            config: json!({ "history": steps }),
+        };
+        let shown = |steps: Vec<Value>| -> Vec<(String, u64)> {
+            let lines = history(&image(steps));
+            let line = |line: &Value| (line["CreatedBy"].as_str().unwrap().into(), line["Size"].as_u64().unwrap());
+            lines.as_array().unwrap().iter().map(line).collect()
+        };
+        let steps = vec![
+            step("ADD rootfs", false),
+            step("ENV A=b", true),
+            step("COPY app", false),
+            step("RUN make", false),
+            step("CMD app", true),
+        ];
+        let expected = [("CMD app", 0), ("RUN make", 1), ("COPY app", 2), ("ENV A=b", 0), ("ADD rootfs", 30)];
+        assert_eq!(shown(steps), expected.map(|(by, size)| (by.to_owned(), size)));
+        assert_eq!(shown(Vec::new()), [1, 2, 30].map(|size| (String::new(), size)));
+        assert_eq!(history(&image(Vec::new()))[0]["Tags"], json!(["app:1"]));
+        assert_eq!(history(&image(Vec::new()))[0]["Created"], 7);
     }
 }

@@ -80,6 +80,22 @@ impl Execs {
             exec.phase = Phase::Starting;
             (exec.task, exec.spec.clone())
         };
+        // On a task of its own: whoever asked may go away at any moment, and an exec that is half started must come to an
+        // end all the same. Without anybody to take its streams, the program sees them end.
+        let (execs, runtime, id) = (self.clone(), runtime.clone(), id.to_owned());
+        let started = tokio::spawn(async move { execs.run(&runtime, id, task, spec, size).await }).await;
+        started
+            .unwrap_or_else(|cause| Err(Failure::Internal { what: "starting the exec".into(), cause: Box::new(cause) }))
+    }
+
+    async fn run(
+        &self,
+        runtime: &Runtime,
+        id: String,
+        task: TaskId,
+        spec: ExecSpec,
+        size: Option<TerminalSize>,
+    ) -> Result<ExecIo, Failure> {
         let asked = runtime::ExecSpec {
             args: spec.command,
             env: spec.env,
@@ -95,13 +111,13 @@ impl Execs {
             Err(error) => {
                 // Docker's codes for a command that cannot be run and for one that is not there (exec(1p)).
                 let code = if matches!(error, runtime::RuntimeError::NoSuchCommand { .. }) { 127 } else { 126 };
-                self.set(id, Phase::Ended { code });
+                self.set(&id, Phase::Ended { code });
                 return Err(of_runtime(error));
             }
         };
         let ExecSession { pid, stdin, mut output, terminal, mut exit } = session;
-        self.set(id, Phase::Running { pid, terminal: terminal.map(Arc::new) });
-        let (execs, id) = (self.clone(), id.to_owned());
+        self.set(&id, Phase::Running { pid, terminal: terminal.map(Arc::new) });
+        let execs = self.clone();
         let (ended, wait_for_end) = tokio::sync::oneshot::channel::<()>();
         tokio::spawn(async move {
             let code = exit.wait().await.unwrap_or(137);
@@ -163,4 +179,35 @@ impl Execs {
 
 fn no_such(id: &str) -> Failure {
     Failure::NotFound(format!("No such exec instance: {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::RuntimeConfig;
+    use futures_util::FutureExt;
+    use std::time::{Duration, Instant};
+
+    #[tokio::test]
+    async fn an_exec_whose_asker_goes_away_while_it_starts_comes_to_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RuntimeConfig {
+            state_dir: dir.path().join("state"),
+            run_dir: dir.path().join("run"),
+            node_key: "execs-test".into(),
+            shim_exe: "/nowhere".into(),
+        };
+        let runtime = Runtime::open(config).await.unwrap();
+        let execs = Execs::default();
+        let spec = ExecSpec { command: vec!["true".into()], ..ExecSpec::default() };
+        let id = execs.create(TaskId(1), spec).unwrap();
+        // Polled once, then dropped.
+        assert!(execs.start(&runtime, &id, None).now_or_never().is_none());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while execs.inspect(&id).unwrap().running {
+            assert!(Instant::now() < deadline, "it starts for ever");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(execs.inspect(&id).unwrap().exit_code, Some(126), "there is no such container");
+    }
 }

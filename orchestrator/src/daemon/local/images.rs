@@ -2,6 +2,7 @@
 
 use super::failure;
 use crate::{
+    agent::task_name,
     api::node::{
         BoxStream, Credentials, Event, Failure, Image, ImagePruned, ImageRemoved, Progress, PullRequest, Resolved,
     },
@@ -11,13 +12,20 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use orchestrator_core::model::Platform;
-use std::{collections::BTreeMap, sync::Arc};
+use orchestrator_core::{
+    assignment::AssignedTask,
+    model::{Platform, TaskId},
+};
+use std::{collections::BTreeMap, io, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// Progress events that wait for a slow client; further ones are dropped, as the next one says more.
 const PROGRESS: usize = 256;
+
+/// Pieces of an archive that wait for a slow client, and their size in bytes: half a megabyte together.
+const PIECES: usize = 8;
+const PIECE_BYTES: usize = 64 << 10;
 
 impl Daemon {
     pub(super) fn list_images(&self) -> Vec<Image> {
@@ -75,7 +83,7 @@ impl Daemon {
 
     pub(super) fn load(
         &self,
-        archive: BoxStream<std::io::Result<Bytes>>,
+        archive: BoxStream<io::Result<Bytes>>,
     ) -> Result<BoxStream<Result<Progress, Failure>>, Failure> {
         let (images, events) = (self.drivers.images.clone(), self.events.clone());
         Ok(with_progress(move |progress, say| async move {
@@ -92,8 +100,48 @@ impl Daemon {
         }))
     }
 
+    /// An archive of images, made while it is read. Dropping the stream stops it.
+    pub(super) fn save(&self, names: &[String]) -> Result<BoxStream<io::Result<Bytes>>, Failure> {
+        let archive = self.drivers.images.save(names).map_err(of_image)?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let pieces = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(sender.clone()));
+            if let Err(error) = archive.write(pieces) {
+                // Told unless it is the reader who has gone.
+                let _gone = sender.blocking_send(Err(error));
+            }
+        });
+        Ok(received(receiver))
+    }
+
+    /// Asks a registry whether it takes the credentials. They are not kept: clients send them along with each request.
+    pub(super) async fn log_in(&self, given: &Credentials) -> Result<(), Failure> {
+        let address = given.serveraddress.as_str();
+        let address = address.split_once("://").map_or(address, |(_scheme, rest)| rest);
+        let host = address.split('/').next().filter(|host| !host.is_empty()).unwrap_or("docker.io");
+        // Any name will do: whether the repository is there is not asked.
+        let reference = reference(&format!("{host}/edged/login"))?;
+        let Some(credentials) = of_request(given) else {
+            return Err(Failure::Invalid("a user name and a password, or a token, are needed to log in".into()));
+        };
+        match self.drivers.images.log_in(&reference, &credentials).await {
+            Err(Error::Unauthorized { .. }) => {
+                Err(Failure::Denied(format!("{host} refuses this user name and password: check them and try again")))
+            }
+            result => result.map_err(of_image),
+        }
+    }
+
     pub(super) async fn remove_image(&self, name: &str, force: bool) -> Result<Vec<ImageRemoved>, Failure> {
-        let removed = self.drivers.images.remove(name, force).await.map_err(of_image)?;
+        let removed = self.drivers.images.remove(name, force).await.map_err(|error| match error {
+            Error::InUse { image, users } => {
+                let assignment = self.base.agent_view.borrow().assignment.clone();
+                let tasks = assignment.as_ref().map(|assignment| &assignment.tasks);
+                let names = |key| user_name(tasks, key);
+                of_image(Error::InUse { image, users: users.into_iter().map(names).collect() })
+            }
+            error => of_image(error),
+        })?;
         tell(&self.events, "delete", name, name);
         Ok(list_removed(removed))
     }
@@ -125,16 +173,44 @@ impl Daemon {
 impl Daemon {
     /// The credentials that came with the request, or else the node's own.
     fn credentials(&self, reference: &Reference, given: Option<&Credentials>) -> Option<image::Credentials> {
-        match given {
-            Some(given) if !given.registrytoken.is_empty() => {
-                Some(image::Credentials::Bearer(given.registrytoken.clone()))
-            }
-            Some(given) if !given.username.is_empty() => {
-                Some(image::Credentials::Basic { username: given.username.clone(), password: given.password.clone() })
-            }
-            _ => self.drivers.credentials(reference).cloned(),
-        }
+        given.and_then(of_request).or_else(|| self.drivers.credentials(reference).cloned())
     }
+}
+
+/// The name that users know the task with this key by; the key itself for what is left of a task that is gone.
+fn user_name(tasks: Option<&BTreeMap<TaskId, AssignedTask>>, key: String) -> String {
+    let name = |task: TaskId| Some(task_name(tasks?.get(&task)?, task));
+    key.parse().ok().and_then(name).unwrap_or(key)
+}
+
+/// What came with a request, if there is enough of it.
+fn of_request(given: &Credentials) -> Option<image::Credentials> {
+    if !given.registrytoken.is_empty() {
+        return Some(image::Credentials::Bearer(given.registrytoken.clone()));
+    }
+    let (username, password) = (given.username.clone(), given.password.clone());
+    (!username.is_empty()).then_some(image::Credentials::Basic { username, password })
+}
+
+/// Sends what is written to it, in pieces as they come. Ends with an error when nobody receives any more.
+struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+
+impl io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = Bytes::copy_from_slice(bytes);
+        self.0.blocking_send(Ok(piece)).map_err(|_gone| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a channel yields, as a stream.
+fn received<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> BoxStream<T> {
+    let next = |mut receiver: mpsc::Receiver<T>| async move { receiver.recv().await.map(|item| (item, receiver)) };
+    futures_util::stream::unfold(receiver, next).boxed()
 }
 
 /// Runs `work` beside the returned stream, which tells its progress and, if it fails, why. Dropping the stream stops it.
@@ -201,6 +277,7 @@ fn to_api(images: &Images, image: &image::Image) -> Image {
         digests: image.digests.iter().map(Reference::familiar).collect(),
         created,
         size_bytes: image.size,
+        layer_sizes: image.layer_sizes.clone(),
         platform: platform(image.config.platform()),
         containers: u32::try_from(images.users(image.id).len()).unwrap_or(u32::MAX),
         config: serde_json::to_value(&image.config).unwrap_or_default(),
@@ -237,5 +314,39 @@ fn of_image(error: Error) -> Failure {
         Error::Unauthorized { .. } => Failure::Denied(text),
         Error::Unreachable { .. } => Failure::Unavailable(text),
         other => Failure::Internal { what: "handling the image".into(), cause: Box::new(other) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orchestrator_core::model::{
+        ContainerSpec, Desired, ImageName, Placement, Resources, RestartPolicy, ServiceId, Slot, TaskSpec,
+    };
+
+    #[test]
+    fn an_image_in_use_is_told_with_the_names_of_its_tasks() {
+        let spec = TaskSpec {
+            container: ContainerSpec::new(ImageName::new("app").unwrap()),
+            resources: Resources::default(),
+            restart: RestartPolicy::default(),
+            placement: Placement::default(),
+            force_update: 0,
+        };
+        let task = AssignedTask {
+            service: ServiceId(1),
+            service_name: "web".into(),
+            slot: Slot::Replica(2),
+            spec,
+            desired: Desired::Run,
+            index: 1,
+            on_disconnect: None,
+        };
+        let tasks = BTreeMap::from([(TaskId(7), task)]);
+        let name = |tasks, task: u128| user_name(tasks, TaskId(task).to_string());
+        assert_eq!(name(Some(&tasks), 7), format!("web.2.{}", TaskId(7)));
+        // A trace of a task that is gone, and a node that was never told of any.
+        assert_eq!(name(Some(&tasks), 8), TaskId(8).to_string());
+        assert_eq!(name(None, 7), TaskId(7).to_string());
     }
 }

@@ -120,8 +120,8 @@ impl LocalNode for Daemon {
         self.load(archive)
     }
 
-    async fn image_save(&self, _names: Vec<String>) -> Result<BoxStream<io::Result<Bytes>>, Failure> {
-        Err(Failure::Unsupported("saving images is not supported yet; push them to a registry instead".into()))
+    async fn image_save(&self, names: Vec<String>) -> Result<BoxStream<io::Result<Bytes>>, Failure> {
+        self.save(&names)
     }
 
     async fn image_remove(&self, name: &str, force: bool) -> Result<Vec<ImageRemoved>, Failure> {
@@ -140,8 +140,8 @@ impl LocalNode for Daemon {
         self.resolve_image(name, credentials).await
     }
 
-    async fn login(&self, _credentials: Credentials) -> Result<(), Failure> {
-        Err(Failure::Unsupported("edged keeps no credentials; they are sent with each request".into()))
+    async fn login(&self, credentials: Credentials) -> Result<(), Failure> {
+        self.log_in(&credentials).await
     }
 }
 

@@ -5,7 +5,7 @@
 use super::{
     super::{
         error::error_line,
-        files::{OCI_CONFIG, ShimConfig},
+        files::{FILTER, ShimConfig},
         wire::{Failure, FailureKind},
     },
     executor::{Restrict, Run, tell},
@@ -13,11 +13,11 @@ use super::{
 };
 use libcontainer::{
     container::{Container, builder::ContainerBuilder},
-    oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, Spec},
+    oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder},
     syscall::syscall::SyscallType,
 };
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
@@ -43,9 +43,9 @@ pub(super) struct Made {
 /// Creates the container: everything is in place, the program waits.
 pub(super) fn create(dir: &Path, config: &ShimConfig, stdio: Stdio<'_>) -> Result<Made, Failure> {
     in_child(|failures| {
-        let executor = Run { failures, init: config.init, size: config.tty.then_some(DEFAULT_SIZE), restrict: None };
+        let size = config.tty.then_some(DEFAULT_SIZE);
         let container = builder(dir, config, stdio)?
-            .with_executor(executor)
+            .with_executor(Run::new(failures, config.init, size, restrict(dir, config)?))
             .as_init(dir)
             .with_systemd(false)
             .with_detach(true)
@@ -68,10 +68,8 @@ pub(super) fn start(dir: &Path, config: &ShimConfig) -> Result<(), Failure> {
 pub(super) struct Tenant<'a> {
     /// File with the OCI process.
     pub process: &'a Path,
-    /// Capabilities, by OCI name, that it keeps.
-    pub keep: &'a [String],
     /// Whether the container's filter applies.
-    pub seccomp: bool,
+    pub filter: bool,
     /// Rows and columns of its terminal, if it has one.
     pub size: Option<(u16, u16)>,
 }
@@ -79,23 +77,9 @@ pub(super) struct Tenant<'a> {
 /// Runs another process inside.
 pub(super) fn exec(dir: &Path, config: &ShimConfig, tenant: &Tenant<'_>, stdio: Stdio<'_>) -> Result<Made, Failure> {
     in_child(|failures| {
-        let filter =
-            || Spec::load(dir.join(OCI_CONFIG)).map(|spec| spec.linux().as_ref().and_then(|l| l.seccomp().clone()));
-        let restrict = match if tenant.seccomp { filter()? } else { None } {
-            Some(seccomp) => {
-                let set: Capabilities = serde_json::from_value(tenant.keep.into())?;
-                let mut capabilities = LinuxCapabilitiesBuilder::default()
-                    .bounding(set.clone())
-                    .effective(set.clone())
-                    .permitted(set)
-                    .build()?;
-                capabilities.set_inheritable(None).set_ambient(None);
-                Some(Restrict { seccomp, capabilities })
-            }
-            None => None,
-        };
+        let restrict = if tenant.filter { restrict(dir, config)? } else { None };
         let pid = builder(dir, config, stdio)?
-            .with_executor(Run { failures, init: false, size: tenant.size, restrict })
+            .with_executor(Run::new(failures, false, tenant.size, restrict))
             .as_tenant()
             .with_detach(true)
             .as_sibling(true)
@@ -103,6 +87,17 @@ pub(super) fn exec(dir: &Path, config: &ShimConfig, tenant: &Tenant<'_>, stdio: 
             .build()?;
         Ok(pid.as_raw())
     })
+}
+
+/// What a program of the container loses; nothing if it is privileged.
+fn restrict(dir: &Path, config: &ShimConfig) -> Result<Option<Restrict>, AnyError> {
+    let Some(keep) = &config.keep else { return Ok(None) };
+    let filter = fs::read(dir.join(FILTER)).map_err(|e| format!("read the seccomp filter: {e}"))?;
+    let set: Capabilities = serde_json::from_value(keep.as_slice().into())?;
+    let mut capabilities =
+        LinuxCapabilitiesBuilder::default().bounding(set.clone()).effective(set.clone()).permitted(set).build()?;
+    capabilities.set_inheritable(None).set_ambient(None);
+    Ok(Some(Restrict { filter, capabilities }))
 }
 
 fn builder(dir: &Path, config: &ShimConfig, stdio: Stdio<'_>) -> Result<ContainerBuilder, AnyError> {

@@ -1,14 +1,15 @@
-//! The last steps inside the container before its program runs, called by libcontainer in the container's process: find
-//! the program, take away what libcontainer leaves to an exec'd process, run it, as child of a small init if asked for.
+//! The last steps inside the container before its program runs, called by libcontainer in the container's process: load the
+//! seccomp filter, take away the rights that this needs, find the program, run it, as child of a small init if asked for.
 //!
 //! What goes wrong here is told to the shim as one [`Failure`] on a descriptor that closes by itself when the program runs.
 
 use super::super::{
     error::error_line,
+    filter,
     wire::{Failure, FailureKind},
 };
 use libcontainer::{
-    oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec},
+    oci_spec::runtime::{LinuxCapabilities, Spec},
     syscall::syscall::create_syscall,
     workload::{Executor, ExecutorError, ExecutorValidationError},
 };
@@ -18,6 +19,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use std::{
+    cell::RefCell,
     ffi::CString,
     fs, io,
     os::{fd::RawFd, unix::ffi::OsStrExt},
@@ -28,27 +30,40 @@ use std::{
 #[derive(Clone)]
 pub(super) struct Run {
     /// Where failures are told; close-on-exec.
-    pub failures: RawFd,
+    failures: RawFd,
     /// Whether this process stays as process 1 and runs the program as its child.
-    pub init: bool,
+    init: bool,
     /// Rows and columns of the terminal, if there is one.
-    pub size: Option<(u16, u16)>,
-    /// For exec only: libcontainer gives an exec'd process no seccomp filter.
-    pub restrict: Option<Restrict>,
+    size: Option<(u16, u16)>,
+    /// What is still to be taken away.
+    restrict: RefCell<Option<Restrict>>,
 }
 
-/// What an exec'd process loses right before its program runs. It comes here with CAP_SYS_ADMIN and CAP_SETPCAP beside the
-/// capabilities that it keeps, because loading a filter without no_new_privs needs the first (seccomp(2)) and dropping from
-/// the bounding set the second.
+/// What the process loses before it waits for its start. It comes here with [`filter::NEEDED`] beside the capabilities that
+/// it keeps. libcontainer would load a filter too, but makes it anew for each container, which takes longer than all else
+/// in its start, and gives none to an exec'd process.
 #[derive(Clone)]
 pub(super) struct Restrict {
-    /// The filter.
-    pub seccomp: LinuxSeccomp,
+    /// The filter, as the kernel takes it.
+    pub filter: Vec<u8>,
     /// What is kept.
     pub capabilities: LinuxCapabilities,
 }
 
 impl Run {
+    /// Tells failures to `failures`, a descriptor that closes on exec.
+    pub(super) fn new(failures: RawFd, init: bool, size: Option<(u16, u16)>, restrict: Option<Restrict>) -> Self {
+        Self { failures, init, size, restrict: RefCell::new(restrict) }
+    }
+
+    /// Loads the filter, then gives up the rights that loading it needs.
+    fn restrict(&self) -> Result<(), String> {
+        let Some(restrict) = self.restrict.take() else { return Ok(()) };
+        filter::load(&restrict.filter).map_err(|e| self.tell(FailureKind::Seccomp, e.to_string()))?;
+        libcontainer::capabilities::drop_privileges(&restrict.capabilities, create_syscall().as_ref())
+            .map_err(|e| self.tell(FailureKind::Other, error_line(&e)))
+    }
+
     fn tell(&self, kind: FailureKind, text: String) -> String {
         tell(self.failures, kind, &text);
         text
@@ -57,6 +72,7 @@ impl Run {
 
 impl Executor for Run {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.restrict().map_err(ExecutorValidationError::ArgValidationError)?;
         find_program(spec)
             .map(|_| ())
             .map_err(|text| ExecutorValidationError::ArgValidationError(self.tell(FailureKind::Command, text)))
@@ -68,12 +84,8 @@ impl Executor for Run {
             // Best effort: a program that draws before its user's size is known does so badly, and that is all.
             let _ = tcsetwinsize(rustix::stdio::stdin(), Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
         }
-        if let Some(restrict) = &self.restrict {
-            libcontainer::seccomp::initialize_seccomp(&restrict.seccomp)
-                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Seccomp, error_line(&e))))?;
-            libcontainer::capabilities::drop_privileges(&restrict.capabilities, create_syscall().as_ref())
-                .map_err(|e| ExecutorError::Other(self.tell(FailureKind::Other, error_line(&e))))?;
-        }
+        // Nothing is left to do here unless libcontainer did not validate first.
+        self.restrict().map_err(ExecutorError::Other)?;
         if self.init {
             super::init::become_init(self.failures);
         }

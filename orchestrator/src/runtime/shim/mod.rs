@@ -274,12 +274,12 @@ impl Shim {
                     .map_err(|e| failed(format!("record the start: {e}")))?;
                 Ok((Reply::Done, None))
             }
-            Request::Exec { id, size, keep, seccomp } => {
+            Request::Exec { id, size, filter } => {
                 if self.failures.is_some() {
                     return Err(Failure { kind: FailureKind::NotRunning, text: "it was not started yet".into() });
                 }
                 let process = self.dir.join(format!("exec-{id}.json"));
-                let tenant = Tenant { process: &process, keep: &keep, seccomp, size };
+                let tenant = Tenant { process: &process, filter, size };
                 let run = |stdio: Stdio<'_>| container::exec(&self.dir, &self.config, &tenant, stdio);
                 let (made, terminal) = if size.is_some() {
                     let (made, terminal) = with_terminal(|socket| run(Stdio::Console(socket)), &self.dir, Some(id))?;
