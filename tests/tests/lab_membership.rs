@@ -17,7 +17,8 @@ fn nodes_join_change_roles_leave_and_are_removed() -> Result<()> {
     skip_without_lab!();
     let lab = Lab::up(&["--nodes", "5", "--bare"])?;
     lab.load_on(&NODES, "busybox")?;
-    let story: [(&str, fn(&Lab) -> Result<()>); 10] = [
+    type Chapter = fn(&Lab) -> Result<()>;
+    let story: [(&str, Chapter); 10] = [
         ("a fresh node says what to do", fresh),
         ("a token that is none lets nobody in", wrong_tokens),
         ("nodes join by address and by multicast, once", joins),

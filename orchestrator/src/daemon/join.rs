@@ -14,7 +14,7 @@ use super::{discover::Finder, manager, serve::Gate};
 use crate::{
     clock,
     pki::{LastSeen, NodeKey, Token, granted, requester},
-    transport::{Endpoint, RecvStream, SendStream, frames},
+    transport::{ConnectError, Endpoint, Fault, RecvStream, SendStream, frames},
 };
 use anyhow::Context;
 use orchestrator_core::{
@@ -89,10 +89,12 @@ pub(super) async fn join(
         }
     }
     let mut asked = BTreeSet::new();
+    // Whoever answers, if only to say that it is of another cluster, is who was meant.
+    let mut answered = false;
     let mut searched = false;
     loop {
         let Some(address) = queue.pop_front() else {
-            if searched {
+            if searched || answered {
                 break;
             }
             searched = true;
@@ -115,9 +117,15 @@ pub(super) async fn join(
                 Ok(leader) => queue.push_front(leader),
                 Err(_) => said.push(format!("{address}: names a leader at {leader:?}, which is no address")),
             },
-            Ok(Ok(JoinAnswer::Later(why))) => said.push(format!("{address}: {why}")),
+            Ok(Ok(JoinAnswer::Later(why))) => {
+                answered = true;
+                said.push(format!("{address}: {why}"));
+            }
             Ok(Ok(JoinAnswer::Refused(why))) => return Err(JoinError::Refused(why)),
-            Ok(Err(error)) => said.push(format!("{address}: {error:#}")),
+            Ok(Err(error)) => {
+                answered |= is_answer(&error);
+                said.push(format!("{address}: {error:#}"));
+            }
             Err(_) => said.push(format!("{address}: no answer within {} s", ANSWER.as_secs())),
         }
     }
@@ -136,6 +144,16 @@ async fn ask(endpoint: &Endpoint, address: SocketAddr, application: &Application
     };
     frames::write(&mut out, &request).await?;
     Ok(frames::read(&mut input).await?)
+}
+
+/// Whether somebody was there, though not the one that the token is for.
+fn is_answer(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ConnectError>() {
+        Some(ConnectError::Failed { attempts, .. }) => {
+            attempts.iter().any(|attempt| matches!(attempt.fault, Fault::Untrusted(_) | Fault::Refused(_)))
+        }
+        _ => false,
+    }
 }
 
 /// Reads `host`, `host:port`, `v6`, `[v6]` or `[v6]:port`.

@@ -12,13 +12,16 @@ use crate::{
     transport::{Alpn, Connection, Message, SendStream, Source, frames},
 };
 use orchestrator_core::{
-    assignment::Assignment,
-    model::{ClusterId, NodeId, Report, Role},
+    assignment::{AssignedTask, Assignment},
+    model::{ClusterId, Desired, NodeId, Report, Role},
     protocol::{Down, Up},
 };
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -53,6 +56,8 @@ pub(super) struct Handle {
     pub(super) role: watch::Sender<Option<Role>>,
     /// Number of a store that was lost; reports tell it, and the leader gives another one.
     pub(super) lost: watch::Sender<Option<u64>>,
+    /// Set once this node has left in all but deed: assignments are ignored from then on.
+    pub(super) leaves: Arc<AtomicBool>,
     /// Tells the leader that this node leaves; the answer comes when it was told, or could not be.
     pub(super) leave: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -79,6 +84,7 @@ pub(super) struct Link {
     standing: watch::Sender<Standing>,
     role: watch::Receiver<Option<Role>>,
     lost: watch::Receiver<Option<u64>>,
+    leaves: Arc<AtomicBool>,
     leave: mpsc::Receiver<oneshot::Sender<()>>,
     renew: Renewal,
 }
@@ -104,19 +110,21 @@ enum Ended {
 impl Link {
     /// A link, what the daemon holds of it, the agent's end, and where assignments are put.
     pub(super) fn new(parts: Parts) -> (Self, Handle, Wire, watch::Sender<Option<Arc<Assignment>>>) {
-        let (assignments, assigned) = watch::channel(None);
+        // The agent has it from its ledger, too; what ends a membership is made of it.
+        let (assignments, assigned) = watch::channel(parts.last.clone());
         let (reported, reports) = watch::channel(None);
         let (standing, stands) = watch::channel(Standing::Searching("no manager was asked yet".into()));
         let (wanted, role) = watch::channel(None);
         let (loses, lost) = watch::channel(None);
-        let (leaves, leave) = mpsc::channel(1);
+        let (told, leave) = mpsc::channel(1);
+        let leaves = Arc::new(AtomicBool::new(false));
         let contact = Contact::new();
         let description = parts.base.description.subscribe();
         let wire = Wire { assignments: assigned, reports: reported, cut_off: contact.cut_off(), description };
-        let handle = Handle { standing: stands, role: wanted, lost: loses, leave: leaves };
+        let handle = Handle { standing: stands, role: wanted, lost: loses, leaves: leaves.clone(), leave: told };
         let renew = Renewal { asked: None, draw: draw() };
         let put = assignments.clone();
-        let mut link = Self { parts, contact, assignments, reports, standing, role, lost, leave, renew };
+        let mut link = Self { parts, contact, assignments, reports, standing, role, lost, leaves, leave, renew };
         if let Some(last) = link.parts.last.take() {
             link.learn(&last);
             link.parts.named.extend(last.membership.managers.keys());
@@ -384,12 +392,13 @@ impl Link {
                 return Some(Ended::Elsewhere(leader.map(|(node, _)| node)));
             }
             Down::Removed => {
-                tracing::error!("this node was removed from the cluster; it stops its containers");
-                self.standing.send_replace(Standing::Removed);
                 self.contact.heard();
-                self.assignments.send_modify(|current| {
-                    *current = current.as_ref().map(|old| Arc::new(nothing(old)));
-                });
+                if self.standing.send_replace(Standing::Removed) != Standing::Removed {
+                    tracing::error!("this node was removed from the cluster; it stops its containers");
+                    self.assignments.send_modify(|current| {
+                        *current = current.as_ref().map(|old| Arc::new(nothing(old)));
+                    });
+                }
                 return Some(Ended::Lost("this node was removed from the cluster".into()));
             }
             Down::Heard { now } => self.parts.base.time.raise(now),
@@ -409,7 +418,10 @@ impl Link {
         let Some(new) = new else { return };
         self.contact.heard();
         self.learn(&new);
-        self.assignments.send_replace(Some(new));
+        // Whoever leaves ends what it has, whatever the cluster thinks of it for a moment longer.
+        if !self.leaves.load(Ordering::Relaxed) {
+            self.assignments.send_replace(Some(new));
+        }
     }
 
     /// Takes in what an assignment says of the cluster.
@@ -468,11 +480,12 @@ impl Link {
     }
 }
 
-/// The assignment of a node that should have nothing any more.
+/// The assignment of a node that should have nothing any more: its containers end as their services want them to.
 pub(super) fn nothing(old: &Assignment) -> Assignment {
+    let end = |task: &AssignedTask| AssignedTask { desired: Desired::Remove, ..task.clone() };
     Assignment {
         edition: old.edition + 1,
-        tasks: Default::default(),
+        tasks: old.tasks.iter().map(|(id, task)| (*id, end(task))).collect(),
         history: Default::default(),
         services: Default::default(),
         ..old.clone()

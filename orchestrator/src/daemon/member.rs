@@ -16,16 +16,16 @@ use crate::{
 };
 use anyhow::Context;
 use orchestrator_core::{
-    assignment::Assignment,
+    assignment::{AssignedTask, Assignment},
     intent,
-    model::{Availability, Cluster, ClusterId, Node, NodeDescription, NodeId, Role, Settings, Tokens},
+    model::{Availability, Cluster, ClusterId, Desired, Node, NodeDescription, NodeId, Role, Settings, Tokens},
     state::{Applied, State},
 };
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -485,12 +485,14 @@ impl Daemon {
             }
         }
         // Containers end before their keeper does.
+        member.link.leaves.store(true, Ordering::Relaxed);
         member.assignments.send_modify(|current| {
             *current = current.as_ref().map(|old| Arc::new(link::nothing(old)));
         });
         let mut views = self.base.agent_view.subscribe();
+        let ends = |task: &AssignedTask| task.desired == Desired::Remove;
         let empty = |view: &crate::agent::View| {
-            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.is_empty())
+            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.values().all(ends))
                 && view.observed.tasks.is_empty()
         };
         if timeout(LAST_CONTAINERS, views.wait_for(empty)).await.is_err() {
