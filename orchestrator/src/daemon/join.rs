@@ -45,6 +45,10 @@ const WINDOW: Duration = Duration::from_secs(10);
 const ADDRESSES: usize = 1024;
 /// Times that the entry is decided anew when others change the cluster at the same time.
 const PROPOSALS: u32 = 8;
+/// What a manager waits for a leader before it says that there is none.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The leader's address becomes known with the state, a moment after the leader itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Default port of managers.
 pub(super) const PORT: u16 = 2377;
 
@@ -219,13 +223,32 @@ impl Gate {
         if !self.attempts.may_try(remote.ip(), Instant::now()) {
             return JoinAnswer::Later("too many wrong join tokens came from this address; wait ten seconds".into());
         }
-        if manager.desk.borrow().is_none() {
-            let state = manager.store.state();
-            let leader = manager.leader().and_then(|node| manager::address(&state, node));
-            return match leader {
-                Some(address) => JoinAnswer::Ask(address.to_string()),
-                None => JoinAnswer::Later("the managers have no leader at the moment".into()),
-            };
+        // An election, or a manager that has just joined itself, takes a moment.
+        let own = self.member.borrow().as_ref().map(|member| member.node);
+        let mut desk = manager.desk.clone();
+        let mut elected = manager.store.leader();
+        let known = async {
+            loop {
+                if desk.borrow_and_update().is_some() {
+                    return None;
+                }
+                elected.mark_unchanged();
+                let state = manager.store.state();
+                let other = manager.leader().filter(|leader| Some(*leader) != own);
+                if let Some(leader) = other.and_then(|leader| manager::address(&state, leader)) {
+                    return Some(leader);
+                }
+                tokio::select! {
+                    _ = desk.changed() => {}
+                    _ = elected.changed() => {}
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+            }
+        };
+        match timeout(PATIENCE, known).await {
+            Ok(None) => {}
+            Ok(Some(leader)) => return JoinAnswer::Ask(leader.to_string()),
+            Err(_) => return JoinAnswer::Later("the managers have no leader at the moment".into()),
         }
         for _ in 0..PROPOSALS {
             let state = match manager.store.read().await {

@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// Requests of other nodes arrive here.
 pub(super) struct Gate {
-    member: watch::Receiver<Option<Arc<Member>>>,
+    pub(super) member: watch::Receiver<Option<Arc<Member>>>,
     app: OnceLock<App>,
     pub(super) time: Arc<LastSeen>,
     pub(super) attempts: Attempts,
