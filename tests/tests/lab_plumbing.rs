@@ -21,6 +21,31 @@ fn places_reach_each_other_by_both_families_and_a_cut_parts_only_its_two() -> Re
     ensure!(reaches(&lab, "n3", "10.99.0.2")?, "a cut between n1 and n2 parts n3 from n2");
     lab.change(&["heal"])?;
     ensure!(reaches(&lab, "n1", "10.99.0.2")?, "n1 does not reach n2 after heal");
+    lab.change(&["cut", "n3"])?;
+    for (from, to) in [("n3", "10.99.0.1"), ("n2", "10.99.0.3"), ("n3", "10.99.0.254")] {
+        ensure!(!reaches(&lab, from, to)?, "{from} reaches {to} through the cut of n3 from all");
+    }
+    ensure!(reaches(&lab, "n1", "10.99.0.2")?, "a cut of n3 parts n1 from n2");
+    lab.down()
+}
+
+#[test]
+fn a_readdressed_node_is_reached_by_its_new_addresses_only() -> Result<()> {
+    skip_without_lab!();
+    let lab = Lab::up(&["--empty", "--nodes", "2"])?;
+    let refused = xtask(["lab", "readdress", "n2", "10.99.0.1"])?;
+    ensure!(refused.code == Some(1) && refused.stderr.contains("n1"), "n1's address was given to n2: {refused:?}");
+    lab.change(&["readdress", "n2", "10.99.0.102"])?;
+    for address in ["10.99.0.102", "fd99::66"] {
+        ensure!(reaches(&lab, "n1", address)?, "n1 does not reach n2 by {address}");
+    }
+    for address in ["10.99.0.2", "fd99::2"] {
+        ensure!(!reaches(&lab, "n1", address)?, "n1 reaches n2 by {address}, which it gave up");
+    }
+    let routes = lab.ok("n2", &["sh", "-c", "ip route; ip -6 route"])?;
+    ensure!(routes.matches("default via").count() == 2, "n2 lost its way out: {routes}");
+    let status = xtask(["lab", "status"])?.success("lab status")?;
+    ensure!(status.contains("10.99.0.102"), "the new address is not in the status: {status}");
     lab.down()
 }
 
@@ -51,8 +76,10 @@ fn down_ends_what_exec_started_and_a_second_down_finds_nothing() -> Result<()> {
     wait_for("the end of a process in the client", Duration::from_secs(5), || {
         if std::path::Path::new(&process).exists() { Err(format!("{process} exists")) } else { Ok(()) }
     })?;
-    let again = std::process::Command::new(env!("CARGO")).args(["xtask", "lab", "down"]).output()?;
-    ensure!(again.status.success(), "a second down fails: {again:?}");
+    let again = xtask(["lab", "down"])?;
+    ensure!(again.code == Some(0), "a second down fails: {again:?}");
+    let lock = std::path::Path::new("/run/edged-lab.lock");
+    ensure!(!lock.exists(), "{} is left", lock.display());
     Ok(())
 }
 

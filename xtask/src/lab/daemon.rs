@@ -148,7 +148,11 @@ pub(super) fn ready(folder: &Folder, count: u8) -> Result<()> {
 fn ready_nodes(body: &str) -> Result<Vec<String>> {
     let nodes: serde_json::Value = serde_json::from_str(body).context("GET /nodes answers no JSON")?;
     let nodes = nodes.as_array().context("GET /nodes answers no list")?.iter();
-    let ready = nodes.filter(|node| node["Status"]["State"] == "ready");
+    // A manager that does not vote yet is no help when another one dies.
+    let votes = |node: &serde_json::Value| {
+        node["ManagerStatus"].is_null() || node["ManagerStatus"]["Reachability"] == "reachable"
+    };
+    let ready = nodes.filter(|node| node["Status"]["State"] == "ready" && votes(node));
     Ok(ready.filter_map(|node| node["Description"]["Hostname"].as_str()).map(str::to_owned).collect())
 }
 
@@ -325,9 +329,20 @@ mod tests {
     }
 
     #[test]
-    fn only_ready_nodes_count() {
-        let body = r#"[{"Description":{"Hostname":"n1"},"Status":{"State":"ready"}},
-                       {"Description":{"Hostname":"n2"},"Status":{"State":"down"}}]"#;
-        assert_eq!(ready_nodes(body).unwrap(), ["n1"]);
+    fn only_nodes_that_are_ready_count_and_managers_only_once_they_vote() {
+        let node = |name: &str, state: &str, manager: &str| {
+            let manager =
+                if manager.is_empty() { "null".into() } else { format!("{{\"Reachability\":\"{manager}\"}}") };
+            format!(
+                "{{\"Description\":{{\"Hostname\":\"{name}\"}},\"Status\":{{\"State\":\"{state}\"}},\"ManagerStatus\":{manager}}}"
+            )
+        };
+        let nodes = [
+            node("n1", "ready", "reachable"),
+            node("n2", "ready", "unknown"),
+            node("n3", "ready", ""),
+            node("n4", "down", ""),
+        ];
+        assert_eq!(ready_nodes(&format!("[{}]", nodes.join(","))).unwrap(), ["n1", "n3"]);
     }
 }

@@ -221,7 +221,6 @@ impl<'a> View<'a> {
                 reachability: match peer.and_then(|peer| peer.reachable) {
                     Some(true) => "reachable",
                     Some(false) => "unreachable",
-                    None if own || live.is_some_and(|live| live.ready) => "reachable",
                     None => "unknown",
                 }
                 .into(),
