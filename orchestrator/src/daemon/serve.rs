@@ -1,6 +1,6 @@
 //! What this node does for others: answers raft, holds sessions while it leads, serves its API, lets nodes in.
 
-use super::{Manager, Member, certificates, join::Attempts, manager};
+use super::{Manager, Member, certificates, let_in::Attempts, manager};
 use crate::{
     api::{App, server},
     clock,
