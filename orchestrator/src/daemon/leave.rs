@@ -6,7 +6,7 @@ use crate::{
     api::node::Failure,
     pki::Credentials,
 };
-use orchestrator_core::{assignment::AssignedTask, model::Desired};
+use orchestrator_core::{assignment::AssignedTask, model::Desired, node::has_rest};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -63,7 +63,7 @@ impl Daemon {
         let ends = |task: &AssignedTask| task.desired == Desired::Remove;
         let empty = |view: &View| {
             view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.values().all(ends))
-                && view.observed.tasks.is_empty()
+                && !view.observed.tasks.values().any(has_rest)
         };
         if timeout(LAST_CONTAINERS, views.wait_for(empty)).await.is_err() {
             tracing::warn!("some containers have not ended; they are taken down by `edged reset`");
