@@ -61,9 +61,11 @@ impl Daemon {
         });
         let mut views = self.base.agent_view.subscribe();
         let ends = |task: &AssignedTask| task.desired == Desired::Remove;
-        let empty = |view: &View| {
-            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.values().all(ends))
-                && !view.observed.tasks.values().any(has_rest)
+        // Where there was an assignment, the agent has to have looked at what became of it.
+        let assigned = member.assignments.borrow().is_some();
+        let empty = |view: &View| match &view.assignment {
+            None => !assigned,
+            Some(assignment) => assignment.tasks.values().all(ends) && !view.observed.tasks.values().any(has_rest),
         };
         if timeout(LAST_CONTAINERS, views.wait_for(empty)).await.is_err() {
             tracing::warn!("some containers have not ended; they are taken down by `edged reset`");
