@@ -140,7 +140,11 @@ impl Agent {
             let ended = tokio::select! {
                 changed = wire.assignments.changed() => changed.is_err(),
                 changed = wire.cut_off.changed() => changed.is_err(),
-                changed = wire.description.changed() => changed.is_err(),
+                changed = wire.description.changed() => {
+                    // The node has another address: what is bound to addresses follows at once.
+                    mended_at = None;
+                    changed.is_err()
+                }
                 _ = containers.changed() => false,
                 _ = links.changed() => false,
                 Some(_) = chains.join_next() => false,

@@ -1,4 +1,4 @@
-//! Joining, both ends: a node that asks to be let in, and the leader that lets it.
+//! Joining: a node that asks to be let in. The other end is `let_in`.
 //!
 //! ```text
 //!   joiner                              any manager                          leader
@@ -10,58 +10,55 @@
 //! ```
 //! A node's id is the digest of its key, so asking again after a lost answer makes no second node.
 
-use super::{discover::Finder, manager, serve::Gate};
+use super::{
+    Daemon, Identity,
+    discover::Finder,
+    link::{self, Standing},
+    member::{ALREADY, SETTLES},
+};
 use crate::{
-    clock,
-    pki::{LastSeen, NodeKey, Token, granted, requester},
-    transport::{ConnectError, Endpoint, Fault, RecvStream, SendStream, frames},
+    api::node::{Failure, JoinRequest as Wish},
+    pki::{Credentials, LastSeen, NodeKey, Token},
+    transport::{ConnectError, Endpoint, Fault, frames},
 };
 use anyhow::Context;
 use orchestrator_core::{
-    intent,
-    model::{Availability, Node, NodeDescription, NodeId, Role},
+    model::{Availability, NodeDescription, NodeId},
     protocol::{JoinAnswer, JoinRequest, Welcome},
-    state::{Applied, State},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 use tokio::time::timeout;
 
+/// First and longest pause of a node that joins by its configuration; in between it doubles.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// A manager gets this long to answer; the leader commits an entry meanwhile.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Managers that one attempt asks: each answer may name another one, and a liar could name them for ever.
 const ASKED_MAX: usize = 32;
 /// How long multicast DNS may take to find a manager.
 const DISCOVERY: Duration = Duration::from_secs(5);
-/// Wrong secrets that one address may show within [`WINDOW`].
-const ATTEMPTS: usize = 3;
-/// See [`ATTEMPTS`].
-const WINDOW: Duration = Duration::from_secs(10);
-/// Addresses whose attempts are remembered; the oldest is forgotten first.
-const ADDRESSES: usize = 1024;
-/// Times that the entry is decided anew when others change the cluster at the same time.
-const PROPOSALS: u32 = 8;
 /// Default port of managers.
 pub(super) const PORT: u16 = 2377;
 
 /// What a joining node brings.
-pub(super) struct Application<'a> {
-    pub(super) token: &'a Token,
-    pub(super) key: &'a NodeKey,
+struct Application<'a> {
+    token: &'a Token,
+    key: &'a NodeKey,
     /// Managers to ask, as the user wrote them.
-    pub(super) addresses: &'a [String],
-    pub(super) hostname: &'a str,
-    pub(super) description: NodeDescription,
-    pub(super) availability: Availability,
+    addresses: &'a [String],
+    hostname: &'a str,
+    description: NodeDescription,
+    availability: Availability,
 }
 
 /// Why a node was not let in.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum JoinError {
+enum JoinError {
     /// Trying again does not help.
     #[error("{0}")]
     Refused(String),
@@ -74,7 +71,7 @@ pub(super) enum JoinError {
 ///
 /// # Errors
 /// [`JoinError`].
-pub(super) async fn join(
+async fn ask_all(
     endpoint: &Endpoint,
     finder: &Finder,
     time: &LastSeen,
@@ -174,135 +171,143 @@ async fn resolve(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
-/// Who showed wrong secrets lately.
-#[derive(Default)]
-pub(super) struct Attempts(Mutex<BTreeMap<IpAddr, VecDeque<Instant>>>);
-
-impl Attempts {
-    /// Whether an address may try (again).
-    fn may_try(&self, address: IpAddr, now: Instant) -> bool {
-        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.retain(|_, times| times.back().is_some_and(|last| now.duration_since(*last) < WINDOW));
-        failed.get(&address).is_none_or(|times| times.len() < ATTEMPTS)
-    }
-
-    fn failed(&self, address: IpAddr, now: Instant) {
-        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.len() >= ADDRESSES && !failed.contains_key(&address) {
-            failed.pop_first();
+impl Daemon {
+    /// Makes this node a member of the cluster of a token.
+    pub(super) async fn join_cluster(&self, request: Wish) -> Result<NodeId, Failure> {
+        let _one_at_a_time = self.joining.lock().await;
+        if self.member().is_some() {
+            return Err(Failure::Unavailable(ALREADY.into()));
         }
-        failed.entry(address).or_default().push_back(now);
-    }
-}
-
-impl Gate {
-    /// The manager's end of `edge-join/1`.
-    pub(super) async fn let_in(
-        &self,
-        remote: SocketAddr,
-        out: &mut SendStream,
-        input: &mut RecvStream,
-    ) -> anyhow::Result<()> {
-        let request = timeout(ANSWER, frames::read::<JoinRequest>(input)).await??;
-        let answer = self.decide(remote, request).await;
-        if let JoinAnswer::Refused(why) | JoinAnswer::Later(why) = &answer {
-            tracing::info!(%remote, why, "a node was not let in");
+        let token: Token =
+            request.token.trim().parse().map_err(|error| Failure::Invalid(format!("invalid join token: {error}")))?;
+        let advertise = self.own_addresses(request.advertise_addr.as_deref(), request.listen_addr.as_deref())?;
+        let internal =
+            |cause: anyhow::Error| Failure::Internal { what: "joining the cluster".into(), cause: cause.into() };
+        let state_dir = &self.config.state_dir;
+        let key = NodeKey::load_or_create(state_dir).map_err(|error| internal(error.into()))?;
+        self.pending.send_replace(Some("joining a cluster".into()));
+        let mut description = self.base.description.borrow().clone();
+        if let Some(address) = advertise {
+            description.address = address.to_string();
         }
-        frames::write(out, &answer).await?;
-        Ok(())
-    }
-
-    async fn decide(&self, remote: SocketAddr, request: JoinRequest) -> JoinAnswer {
-        let Some(manager) = self.current_manager() else {
-            return JoinAnswer::Later("this node is no manager".into());
+        let application = Application {
+            token: &token,
+            key: &key,
+            addresses: &request.addresses,
+            hostname: &self.hostname,
+            description,
+            availability: request.availability.unwrap_or(Availability::Active),
         };
-        if !self.attempts.may_try(remote.ip(), Instant::now()) {
-            return JoinAnswer::Later("too many wrong join tokens came from this address; wait ten seconds".into());
-        }
-        if manager.desk.borrow().is_none() {
-            let state = manager.store.state();
-            let leader = manager.leader().and_then(|node| manager::address(&state, node));
-            return match leader {
-                Some(address) => JoinAnswer::Ask(address.to_string()),
-                None => JoinAnswer::Later("the managers have no leader at the moment".into()),
+        let answer = ask_all(&self.base.endpoint, &self.base.finder, &self.base.time, &application).await;
+        self.pending.send_replace(None);
+        let welcome = match answer {
+            Ok(welcome) => welcome,
+            Err(JoinError::Refused(why)) => return Err(Failure::Denied(why)),
+            Err(error @ JoinError::NotYet(_)) => return Err(Failure::Unavailable(error.to_string())),
+        };
+        let joined = async {
+            let node = key.node_id();
+            let credentials = Credentials::new(key, welcome.certificate, welcome.ca)?;
+            let subject = credentials.subject();
+            anyhow::ensure!(
+                (subject.node, subject.cluster) == (node, welcome.cluster),
+                "the manager's certificate for this node is for another one"
+            );
+            credentials.save(state_dir)?;
+            let identity = Identity {
+                cluster: welcome.cluster,
+                node,
+                raft_id: welcome.raft_id,
+                lost_raft_id: None,
+                advertise,
+                managers: welcome.managers.iter().map(|(node, address)| format!("{node}@{address}")).collect(),
             };
-        }
-        for _ in 0..PROPOSALS {
-            let state = match manager.store.read().await {
-                Ok(state) => state,
-                Err(error) => return JoinAnswer::Later(error.to_string()),
+            identity.save(state_dir)?;
+            self.learn(&identity, None);
+            self.base.endpoint.set_credentials(Some(credentials.clone()));
+            let manager = match identity.raft_id {
+                Some(raft_id) => Some(self.base.start_manager(raft_id, node).await?),
+                None => None,
             };
-            let Some(cluster) = state.cluster.as_ref() else {
-                return JoinAnswer::Later("the cluster is being made".into());
-            };
-            let Some(role) = granted(&request.secret, &cluster.tokens) else {
-                self.attempts.failed(remote.ip(), Instant::now());
-                return JoinAnswer::Refused(
-                    "the join token is of this cluster but not valid (any more): get the present one with \
-                     `edgectl cluster join-token worker|manager` on a manager"
-                        .into(),
-                );
-            };
-            let node = match requester(&request.csr) {
-                Ok(node) => node,
-                Err(error) => return JoinAnswer::Refused(format!("the signing request: {error:#}")),
-            };
-            let mut description = request.description.clone();
-            if description.address.is_empty() {
-                description.address = remote.ip().to_canonical().to_string();
-            }
-            let wanted = Node {
-                id: node,
-                hostname: request.hostname.clone(),
-                role,
-                raft_id: None,
-                availability: request.availability,
-                labels: BTreeMap::new(),
-                description,
-                created_at: clock::now(),
-            };
-            let entry = match intent::join_node(&state, wanted, role, clock::now()) {
-                Ok(entry) => entry,
-                Err(refusal) => return JoinAnswer::Refused(refusal.to_string()),
-            };
-            let state = match entry {
-                None => state,
-                Some(entry) => match manager.store.propose(entry).await {
-                    Ok(Applied::Done { .. }) => manager.store.state(),
-                    Ok(Applied::Conflict { .. }) => continue,
-                    Err(error) => return JoinAnswer::Later(error.to_string()),
+            self.take_up(identity, credentials, manager)?;
+            anyhow::Ok(node)
+        };
+        let node = joined.await.map_err(internal)?;
+        self.settled().await;
+        Ok(node)
+    }
+
+    /// Returns when this node is in session with the leader, or that takes too long.
+    async fn settled(&self) {
+        let Some(member) = self.member() else { return };
+        let mut standing = member.link.standing.clone();
+        let _late = timeout(SETTLES, standing.wait_for(|standing| matches!(standing, Standing::Attached(_)))).await;
+    }
+
+    /// The address that the user wants others to use. The endpoint listens already: another address to listen on is for the
+    /// configuration.
+    pub(super) fn own_addresses(
+        &self,
+        advertise: Option<&str>,
+        listen: Option<&str>,
+    ) -> Result<Option<IpAddr>, Failure> {
+        let port = self.base.description.borrow().port;
+        let split = |what: &str, text: &str| -> Result<(String, Option<u16>), Failure> {
+            let (host, asked) = match text.parse::<SocketAddr>() {
+                Ok(address) => (address.ip().to_string(), Some(address.port())),
+                Err(_) => match text.rsplit_once(':') {
+                    Some((host, port)) if !host.contains(':') && port.parse::<u16>().is_ok() => {
+                        (host.to_owned(), port.parse().ok())
+                    }
+                    _ => (text.trim_matches(['[', ']']).to_owned(), None),
                 },
             };
-            return self.welcome(&state, node, &request.csr);
-        }
-        JoinAnswer::Later("the cluster is being changed by others all the time".into())
-    }
-
-    fn welcome(&self, state: &State, node: NodeId, csr: &[u8]) -> JoinAnswer {
-        let (Some(cluster), Some(member)) = (&state.cluster, state.nodes.get(&node)) else {
-            return JoinAnswer::Later("the node was removed while it joined".into());
-        };
-        match super::certificates::issue(state, node, csr, self.time.now()) {
-            Ok(certificate) => {
-                tracing::info!(%node, hostname = member.hostname, role = ?member.role, "a node has joined");
-                JoinAnswer::Welcome(Box::new(Welcome {
-                    cluster: cluster.id,
-                    certificate,
-                    ca: cluster.ca.certificate.clone(),
-                    raft_id: member.raft_id,
-                    managers: managers(state),
-                    now: clock::now(),
-                }))
+            match asked {
+                Some(asked) if asked != port && asked != 0 => Err(Failure::Invalid(format!(
+                    "invalid {what} address {text}: this node listens on port {port}; listen-addr in edged.toml changes it"
+                ))),
+                _ => Ok((host, asked)),
             }
-            Err(error) => JoinAnswer::Refused(format!("{error:#}")),
+        };
+        if let Some(listen) = listen {
+            split("listen", listen)?;
         }
+        let Some(text) = advertise.filter(|text| !text.is_empty()) else { return Ok(None) };
+        let (host, _) = split("advertise", text)?;
+        let address = host.parse::<IpAddr>();
+        let address = address.map_err(|_| {
+            Failure::Invalid(format!("invalid advertise address {text}: an IP address with or without port is needed"))
+        })?;
+        if address.is_unspecified() {
+            return Err(Failure::Invalid(format!(
+                "invalid advertise address {text}: it must be one that others can reach"
+            )));
+        }
+        Ok(Some(address))
     }
 }
 
-/// Where the managers listen.
-pub(super) fn managers(state: &State) -> BTreeMap<NodeId, String> {
-    let managers = state.nodes.values().filter(|node| node.role == Role::Manager);
-    managers.filter_map(|node| Some((node.id, manager::address(state, node.id)?.to_string()))).collect()
+/// Joins as `edged.toml` says, for as long as it takes.
+pub(super) async fn join_as_configured(daemon: Arc<Daemon>, token: Token) {
+    let mut pause = PAUSE.0;
+    loop {
+        let request =
+            Wish { token: token.to_string(), addresses: daemon.config.join_addresses.clone(), ..Wish::default() };
+        match daemon.join_cluster(request).await {
+            Ok(node) => {
+                tracing::info!(%node, "joined as configured");
+                return;
+            }
+            Err(_) if daemon.member().is_some() => return,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "not joined yet; trying again in {} s", pause.as_secs());
+                daemon.pending.send_replace(Some(format!("joining the configured cluster: {error}")));
+            }
+        }
+        tokio::time::sleep(pause.mul_f64(0.75 + link::draw() / 2.0)).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
 }
 
 #[cfg(test)]
@@ -319,19 +324,5 @@ mod tests {
         assert_eq!(read("[fd99::1]:99").await, "[fd99::1]:99");
         let error = format!("{:#}", resolve("host:many").await.unwrap_err());
         assert!(error.contains("\"many\" is no port"), "{error}");
-    }
-
-    #[test]
-    fn three_wrong_secrets_in_ten_seconds_are_enough() {
-        let attempts = Attempts::default();
-        let (guesser, other): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let start = Instant::now();
-        for _ in 0..ATTEMPTS {
-            assert!(attempts.may_try(guesser, start));
-            attempts.failed(guesser, start);
-        }
-        assert!(!attempts.may_try(guesser, start + WINDOW / 2));
-        assert!(attempts.may_try(other, start));
-        assert!(attempts.may_try(guesser, start + WINDOW));
     }
 }

@@ -13,8 +13,11 @@ mod certificates;
 mod cluster;
 mod contact;
 mod discover;
+mod found;
 mod identity;
 mod join;
+mod leave;
+mod let_in;
 mod link;
 mod local;
 mod machine;
@@ -239,7 +242,7 @@ impl Daemon {
                 self.initialize(api::node::InitRequest::default()).await?;
             }
             None => match self.config.join_token {
-                Some(token) => self.spawn(member::join_as_configured(self.clone(), token)),
+                Some(token) => self.spawn(join::join_as_configured(self.clone(), token)),
                 None => tracing::info!(
                     "this node belongs to no cluster; waiting for `edgectl cluster init` or `edgectl cluster join`"
                 ),

@@ -1,6 +1,6 @@
 //! What this node does for others: answers raft, holds sessions while it leads, serves its API, lets nodes in.
 
-use super::{Manager, Member, certificates, join::Attempts, manager};
+use super::{Manager, Member, certificates, let_in::Attempts, manager};
 use crate::{
     api::{App, server},
     clock,
@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// Requests of other nodes arrive here.
 pub(super) struct Gate {
-    member: watch::Receiver<Option<Arc<Member>>>,
+    pub(super) member: watch::Receiver<Option<Arc<Member>>>,
     app: OnceLock<App>,
     pub(super) time: Arc<LastSeen>,
     pub(super) attempts: Attempts,

@@ -3,9 +3,8 @@
 //!
 //! `/edged-<node>/<task>` holds a container, `/edged-<node>/shims` all shims of the node, in every hierarchy.
 //!
-//! Device rules are enforced on v1 by the devices controller. Version 2 has no such controller; there a BPF program of type
-//! `CGROUP_DEVICE` would have to be attached to the group, which is not done: on v2 a container is kept from devices only by
-//! having no nodes for them and, without CAP_MKNOD, no way to make any.
+//! Device rules are enforced on v1 by the devices controller. Version 2 has none; there a BPF program does it,
+//! see `devices`.
 
 use super::{
     error::{At, RuntimeError},
@@ -65,6 +64,17 @@ impl Hierarchies {
     /// Whether the machine runs on version 2 alone.
     pub(crate) fn is_v2(&self) -> bool {
         self.v1.is_empty()
+    }
+
+    /// Where version 2 is mounted, alone or beside version 1.
+    #[cfg(test)]
+    pub(crate) fn v2_root(&self) -> Option<PathBuf> {
+        self.v2.clone()
+    }
+
+    /// The folder of group `path` (without leading slash) on a machine that runs on version 2 alone.
+    pub(crate) fn v2_group(&self, path: &str) -> Option<PathBuf> {
+        self.is_v2().then(|| self.v2.as_ref().map(|root| root.join(path))).flatten()
     }
 
     /// Whether limits of this kind can be set. On v2, `cpu` includes accounting and `devices` is always false.

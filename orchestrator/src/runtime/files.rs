@@ -21,7 +21,7 @@
 //! A file appears complete or not at all (written aside, then renamed). None is synced: after a power cut there is no
 //! container that they could be about.
 
-use super::process_ref::ProcessRef;
+use super::{devices::DeviceRules, process_ref::ProcessRef};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs, io,
@@ -64,6 +64,8 @@ pub(crate) struct ShimConfig {
     /// Capabilities, by OCI name, that its programs keep once they have the filter; `None` if there is no filter, and what
     /// the OCI spec gives is what they keep.
     pub keep: Option<Vec<String>>,
+    /// What it may do with devices, where the shim has to see to that: on cgroup v2, unless it is privileged.
+    pub devices: Option<DeviceRules>,
     /// `cgroup.procs` files that the shim joins, so that it is charged neither to `edged` nor to the container.
     pub shim_cgroups: Vec<PathBuf>,
     /// File with a line `oom_kill N` (memory.oom_control or memory.events of the container).

@@ -14,6 +14,7 @@ mod capabilities;
 mod cgroup;
 mod config;
 mod confined;
+mod devices;
 mod error;
 mod exec;
 mod files;

@@ -5,6 +5,7 @@ use super::{
     cgroup::Hierarchies,
     config::{ContainerConfig, Health},
     confined,
+    devices::DeviceRules,
     error::{At, RuntimeError, error_line},
     files::{self, ShimConfig},
     filter::{self, Filters},
@@ -93,6 +94,10 @@ pub(crate) fn prepare(
         stop_signal: config.stop_signal().number(),
         init: config.spec.init.unwrap_or(false),
         keep,
+        devices: hierarchies
+            .v2_group(facts.cgroup.trim_start_matches('/'))
+            .filter(|_| !config.spec.privileged)
+            .map(|group| DeviceRules::new(group, &facts.devices)),
         shim_cgroups: hierarchies.shim_groups(&places.parent),
         oom_file: hierarchies.oom_file(facts.cgroup.trim_start_matches('/')),
     };

@@ -88,24 +88,8 @@ pub(crate) struct DeviceNode {
 pub(crate) fn build(config: &ContainerConfig, facts: &Facts) -> Result<Spec, RuntimeError> {
     let bad = |reason: String| RuntimeError::BadRequest { container: config.name.clone(), reason };
     let spec = &config.spec;
-    let mut caps =
+    let caps =
         capabilities::granted(spec.privileged, &spec.cap_add, &spec.cap_drop, facts.capabilities).map_err(bad)?;
-    if facts.cgroup_v2 && !spec.privileged {
-        // Device rules are not enforced there: who can make a node of the disk could read it. What was asked for and cannot
-        // be confined is refused.
-        if spec.cap_add.iter().any(|name| name == "MKNOD" || name == "ALL") {
-            return Err(bad("capability MKNOD cannot be confined on cgroup v2; use --device or --privileged".into()));
-        }
-        if let Some(device) =
-            spec.devices.iter().find(|device| !["r", "w"].iter().all(|p| device.permissions.contains(p)))
-        {
-            let path = &device.host_path;
-            return Err(bad(format!(
-                "device {path}: permissions other than rw or rwm cannot be enforced on cgroup v2"
-            )));
-        }
-        caps.retain(|name| name != "CAP_MKNOD");
-    }
     let mut namespaces =
         vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
     if let Some(netns) = &config.netns {

@@ -75,7 +75,9 @@ impl Store {
             Message::Part(_) => encode::<(), _>(Err("a part cannot hold a part")),
             Message::Elect { term, last } => encode(self.elect(term, last).await),
             Message::VoteWithConsent(rpc) => encode(self.vote_with_consent(rpc).await),
-            Message::WouldElect { last, writable } => encode(Ok::<_, String>(self.would_elect(last, writable))),
+            Message::WouldElect { candidate, last, writable } => {
+                encode(Ok::<_, String>(self.would_elect(candidate, last, writable)))
+            }
         }
     }
 
@@ -89,17 +91,16 @@ impl Store {
         (bytes + reserve) as u64 <= self.inner.segment_room.load(Ordering::Relaxed)
     }
 
-    /// Would this member elect one whose log ends at `last`? Not while it follows a leader, nor one that cannot write if it
-    /// could lead as well itself.
-    fn would_elect(&self, last: Option<Position>, writable: bool) -> bool {
-        let leads = self.inner.leadership.borrow().is_some();
-        let follows =
-            self.inner.raft.server_metrics().borrow().state != ServerState::Leader && !self.inner.silence.is_long();
-        if leads || follows {
+    /// Would this member elect `candidate`, whose log ends at `last`? Not while there is a leader, nor one that cannot write if
+    /// it could lead as well itself.
+    fn would_elect(&self, candidate: u64, last: Option<Position>, writable: bool) -> bool {
+        if self.inner.leadership.borrow().is_some() {
             return false;
         }
         let own = self.inner.raft.data_metrics().borrow().last_log.as_ref().map(raft::position);
         let could_lead = own == last && *self.inner.health.borrow() == Health::Writable;
-        last >= own && (writable || !could_lead)
+        let fit = last >= own && (writable || !could_lead);
+        let leads = self.inner.raft.server_metrics().borrow().state == ServerState::Leader;
+        fit && self.inner.silence.lets_stand(candidate, leads)
     }
 }

@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -35,31 +35,76 @@ use super::{
 const PATIENCE: Duration = Duration::from_millis(500);
 /// See [`PATIENCE`].
 const SPREAD: Duration = Duration::from_millis(500);
-/// After an election this long is waited for its outcome, and a random part of [`SPREAD`], before the next one.
-const OUTCOME: Duration = Duration::from_millis(400);
+/// After an election this long is waited for its outcome, and a random part of [`SPREAD`], before the next one, which would put
+/// an end to it: voters may take as long as openraft waits for them (0.9 s), and then the first entry has to be written.
+const OUTCOME: Duration = Duration::from_millis(1000);
 
-/// Since when this member has not heard of a leader.
+/// A voter that would elect another one leaves it this long to do so before it stands itself: the votes of two that stand at the
+/// same time would undo each other.
+const YIELD: Duration = Duration::from_millis(500);
+
+/// Since when this member has not heard of a leader, and what follows from that.
 #[derive(Debug)]
-pub(super) struct Silence(Mutex<Instant>);
+pub(super) struct Silence {
+    own: u64,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    since: Instant,
+    /// It asks, or has asked successfully and stands.
+    standing: bool,
+    /// Another one is about to stand.
+    yields_until: Instant,
+}
 
 impl Silence {
     /// It begins now: whoever has just started first listens.
-    pub(super) fn begin() -> Self {
-        Silence(Mutex::new(Instant::now()))
+    pub(super) fn begin(own: u64) -> Self {
+        let now = Instant::now();
+        Silence { own, now: Mutex::new(Now { since: now, standing: false, yields_until: now }) }
     }
 
-    /// A leader was heard of.
+    /// A leader was heard of, or voted for.
     pub(super) fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.lock().since = Instant::now();
+    }
+
+    /// Lets `candidate` stand, unless a leader is there or this member is about to stand itself. Of two that ask each other, the
+    /// one with the greater number stands.
+    pub(super) fn lets_stand(&self, candidate: u64, leads: bool) -> bool {
+        let mut now = self.lock();
+        let silent = leads || now.since.elapsed() >= LEASE;
+        let lets = silent && !(now.standing && self.own > candidate);
+        if lets {
+            now.yields_until = Instant::now() + YIELD;
+        }
+        lets
+    }
+
+    /// This member asks whether it may stand.
+    fn ask(&self) {
+        self.lock().standing = true;
+    }
+
+    /// It was told that it would win. Does that still hold?
+    fn may_stand(&self) -> bool {
+        let now = self.lock();
+        now.since.elapsed() >= LEASE && Instant::now() >= now.yields_until
+    }
+
+    fn rest(&self) {
+        self.lock().standing = false;
     }
 
     fn since(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().since
     }
 
-    /// Has it lasted so long that a new leader may be elected?
-    pub(super) fn is_long(&self) -> bool {
-        self.since().elapsed() >= LEASE
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        // Single assignments: a panic elsewhere leaves it whole.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,15 +133,21 @@ pub(super) async fn run(voter: Voter) {
             voter.silence.end();
             continue;
         }
-        let due = voter.silence.since() + LEASE + PATIENCE + random(SPREAD);
-        if due > Instant::now() {
-            sleep_until(due).await;
-        } else if voter.would_win().await {
+        let since = voter.silence.since();
+        sleep_until(since + LEASE + PATIENCE + random(SPREAD)).await;
+        if voter.silence.since() != since {
+            // A leader was heard of meanwhile.
+            continue;
+        }
+        voter.silence.ask();
+        if voter.would_win().await && voter.silence.may_stand() {
             tracing::info!("no leader is heard of: standing for election");
             // Fails only when raft has stopped.
             let _ = voter.raft.trigger().elect().await;
             sleep(OUTCOME + random(SPREAD)).await;
+            voter.silence.rest();
         } else {
+            voter.silence.rest();
             sleep(HEARTBEAT + random(HEARTBEAT)).await;
         }
         if metrics.has_changed().is_err() {
@@ -111,7 +162,7 @@ impl Voter {
         let membership = self.raft.server_metrics().borrow().membership_config.membership().clone();
         let last = self.raft.data_metrics().borrow().last_log.as_ref().map(raft::position);
         let writable = *self.health.borrow() == Health::Writable;
-        let question = Message::WouldElect { last, writable };
+        let question = Message::WouldElect { candidate: self.raft_id, last, writable };
         let ask = |target: Target| {
             let question = &question;
             async move {

@@ -47,9 +47,9 @@ use super::{
 
 /// A leader says that it is there this often. Timings suit SD cards and Wi-Fi, where a sync or a packet may take 100s of ms.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(250);
-/// openraft's timer is off (see `elections`); what is left of this is that for the longer of the two a voter refuses everyone
-/// but the leader it last heard of.
-const ELECTION_MIN: Duration = Duration::from_millis(500);
+/// openraft's timer is off (see `elections`). What is left of this is how long a voter may take to answer a candidate, which is
+/// one sync of its disk, and for how long it refuses everyone but the leader it last heard of: [`ELECTION_MAX`].
+const ELECTION_MIN: Duration = Duration::from_millis(900);
 /// See [`ELECTION_MIN`].
 pub(super) const ELECTION_MAX: Duration = Duration::from_millis(1000);
 /// A read that no quorum confirms by then fails: twice the time in which a leader without one stops leading.
@@ -188,7 +188,7 @@ impl Store {
         let changing = Arc::new(Semaphore::new(1));
         let sources =
             Sources { raft: raft.clone(), raft_id, contacts: contacts.clone(), handing_over: handing_over.subscribe() };
-        let silence = Arc::new(Silence::begin());
+        let silence = Arc::new(Silence::begin(raft_id));
         let voter = Voter {
             raft: raft.clone(),
             raft_id,

@@ -100,8 +100,8 @@ pub(super) enum Message {
     Elect { term: u64, last: Option<Position> },
     /// A candidate asks for a vote with the leader's consent: what binds the voter to that leader for a while is no hindrance.
     VoteWithConsent(VoteRequest<u64>),
-    /// Would the member elect the sender, whose log ends at `last`, and which can or cannot write more?
-    WouldElect { last: Option<Position>, writable: bool },
+    /// Would the member elect `candidate`, whose log ends at `last`, and which can or cannot write more?
+    WouldElect { candidate: u64, last: Option<Position>, writable: bool },
 }
 
 /// The way to the others: what all of this member's connections share.

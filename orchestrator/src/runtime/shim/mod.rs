@@ -21,6 +21,7 @@ pub(crate) use log_writer::{log_numbers, log_path};
 
 use super::{
     cgroup::keyed,
+    devices::DeviceRules,
     error::error_line,
     files::{self, Exit, ShimConfig, Started},
     log_format::{Stream, now_nanos},
@@ -184,6 +185,11 @@ impl Shim {
         };
         let init = ProcessRef::of(made.pid).map_err(|e| failed("read the new process", e))?;
         files::write(dir, files::INIT_PID, &init).map_err(|e| failed("write init.pid", e))?;
+        // Its process waits for its start. If this fails, who asked for the container ends it.
+        config.devices.as_ref().map_or(Ok(()), DeviceRules::attach).map_err(|e| Failure {
+            kind: FailureKind::Cgroup,
+            text: format!("device rules cannot be put in force (does the kernel have CONFIG_CGROUP_BPF?): {e}"),
+        })?;
         let log = LogWriter::new(&config.log_dir, config.log_max_bytes, config.log_max_files);
         Ok(Self {
             dir: dir.into(),
