@@ -23,6 +23,11 @@ pub(super) const NEEDED: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SETPCAP"];
 /// are in use on one node.
 const REMEMBERED: usize = 16;
 
+/// How libseccomp arranges calls (seccomp_attr_set(3), SCMP_FLTATR_CTL_OPTIMIZE): as a tree by number, not as a list. It takes
+/// longer to make, which is done once, and a third of the time to load: the kernel runs the filter once for every call
+/// there is, to know which need not be asked about again.
+const TREE: u32 = 2;
+
 /// Size of a `struct sock_filter` in bytes (linux/filter.h).
 const INSTRUCTION: usize = 8;
 
@@ -44,7 +49,7 @@ impl Filters {
             all.push(found);
             return Ok(filter);
         }
-        let filter: Arc<[u8]> = compile(profile)?.into();
+        let filter: Arc<[u8]> = compile(profile, TREE)?.into();
         if all.len() == REMEMBERED {
             all.remove(0);
         }
@@ -53,12 +58,12 @@ impl Filters {
     }
 }
 
-/// Makes the filter that libcontainer would load. Calls that libseccomp does not know are left out, and so fall to the
+/// Makes a filter that decides as the one that libcontainer would load. Calls that libseccomp does not know are left out, and so fall to the
 /// default action.
 ///
 /// # Errors
 /// Flags, notifications and other things that profiles of this program never have; nothing that is asked for is ignored.
-fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, String> {
+fn compile(profile: &LinuxSeccomp, arrangement: u32) -> Result<Vec<u8>, String> {
     if profile.flags().is_some() || profile.listener_path().is_some() {
         return Err("flags and listeners are not supported".into());
     }
@@ -68,6 +73,7 @@ fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, String> {
     };
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new(default).map_err(failed("make a filter"))?;
+    context.set_ctl_optimize(arrangement).map_err(failed("arrange a filter"))?;
     for arch in profile.architectures().iter().flatten() {
         context.add_arch(architecture(*arch)?).map_err(failed("add an architecture"))?;
     }
@@ -222,6 +228,67 @@ mod tests {
         assert_eq!(errors_under(Some(filter), calls), [0, libc::EPERM, libc::EPERM, 0, libc::EPERM]);
     }
 
+    /// What a filter says of a call, as the kernel would work it out (networking/filter.rst; `struct seccomp_data` of
+    /// linux/seccomp.h).
+    fn verdict(filter: &[u8], number: u32, arch: u32, argument: u64) -> u32 {
+        let mut data = [0; 64];
+        data[..4].copy_from_slice(&number.to_ne_bytes());
+        data[4..8].copy_from_slice(&arch.to_ne_bytes());
+        data[16..24].copy_from_slice(&argument.to_ne_bytes());
+        let (mut at, mut accumulator) = (0, 0_u32);
+        loop {
+            let i = &filter[at * INSTRUCTION..][..INSTRUCTION];
+            let k = u32::from_ne_bytes([i[4], i[5], i[6], i[7]]);
+            let holds = match u16::from_ne_bytes([i[0], i[1]]) {
+                0x20 => {
+                    accumulator = u32::from_ne_bytes(data[k as usize..][..4].try_into().unwrap());
+                    at += 1;
+                    continue;
+                }
+                0x54 => {
+                    accumulator &= k;
+                    at += 1;
+                    continue;
+                }
+                0x05 => {
+                    at += 1 + k as usize;
+                    continue;
+                }
+                0x06 => return k,
+                0x15 => accumulator == k,
+                0x25 => accumulator > k,
+                0x35 => accumulator >= k,
+                0x45 => accumulator & k != 0,
+                code => panic!("instruction {code:#x} is not known"),
+            };
+            at += 1 + usize::from(if holds { i[2] } else { i[3] });
+        }
+    }
+
+    #[test]
+    fn the_arrangement_of_a_filter_changes_nothing_but_its_speed() {
+        const LIST: u32 = 1;
+        // AUDIT_ARCH_{X86_64,I386,AARCH64,ARM,S390X} of linux/audit.h: two of each pair of ours, and a foreign one.
+        const ARCHES: [u32; 5] = [0xc000_003e, 0x4000_0003, 0xc000_00b7, 0x4000_0028, 0x8000_0016];
+        let arguments =
+            [0, 1, 8, 11, 12, 13, 38, 40, 45, 46, 0x11, 0x1000_0011, 0x2_0008, 0xffff_ffff, 1 << 32, u64::MAX];
+        for arch in ["x86_64", "aarch64"] {
+            for capabilities in [&[][..], &["CAP_SYS_ADMIN".into()], &["CAP_SYS_CHROOT".into(), "CAP_BPF".into()]] {
+                let profile = parsed(profile(capabilities, arch).unwrap());
+                let (list, tree) = (compile(&profile, LIST).unwrap(), compile(&profile, TREE).unwrap());
+                assert_ne!(list, tree);
+                // Calls of 32-bit ARM's own lie at 0xf0000; x32 sets bit 30.
+                let numbers = (0..480).chain(0xf_0000..0xf_0008).chain(0x4000_0000..0x4000_0004).chain([u32::MAX]);
+                for (number, told) in numbers.flat_map(|number| ARCHES.map(|told| (number, told))) {
+                    for argument in arguments {
+                        let of = |filter| verdict(filter, number, told, argument);
+                        assert_eq!(of(&list), of(&tree), "{arch} {capabilities:?} {number} {told:#x} {argument:#x}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_profile_is_compiled_once_and_few_are_remembered() {
         let (filters, plain) = (Filters::default(), plain());
@@ -249,7 +316,7 @@ mod tests {
             ),
             allow(json!({"names": ["read"], "action": "SCMP_ACT_TRAP"})),
         ] {
-            assert!(compile(&parsed(bad.clone())).is_err(), "{bad}");
+            assert!(compile(&parsed(bad.clone()), TREE).is_err(), "{bad}");
         }
         for bad in [&[][..], &[0; 7], &[0xff; 8]] {
             assert!(load(bad).is_err(), "{bad:?}");
