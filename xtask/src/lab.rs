@@ -59,6 +59,9 @@ pub(crate) enum Verb {
     Start {
         #[arg(value_parser = topology::node, required = true)]
         nodes: Vec<u8>,
+        /// By how much the daemons' clock is off, as libfaketime reads it: `+80d`, `-2h`
+        #[arg(long, allow_hyphen_values = true)]
+        clock: Option<String>,
     },
     /// Take a node's addresses away and give it others, as DHCP may do
     Readdress {
@@ -193,7 +196,7 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Exec { place, command } => return exec::exec(&folder, place, &command),
         Verb::Kill { nodes } => change::kill(&folder, &nodes)?,
         Verb::Stop { nodes } => change::stop(&folder, &nodes)?,
-        Verb::Start { nodes } => change::start(&folder, &nodes)?,
+        Verb::Start { nodes, clock } => change::start(&folder, &nodes, clock.as_deref())?,
         Verb::Readdress { node, address, restart } => change::readdress(&folder, node, address, restart)?,
         Verb::Cut { place, from } => change::cut(&folder, place, &from)?,
         Verb::Heal => change::heal(&folder)?,

@@ -523,7 +523,9 @@ pub fn report(assignment: &Assignment, observed: &Observed, now: UnixMillis) -> 
     out
 }
 
-fn has_rest(seen: &TaskObserved) -> bool {
+/// Whether something of a task is left on the node.
+#[must_use]
+pub fn has_rest(seen: &TaskObserved) -> bool {
     seen.busy || seen.container.is_some() || seen.mounted || seen.attached.is_some() || seen.damaged_link || seen.traces
 }
 

@@ -6,7 +6,7 @@ use crate::{
     api::node::Failure,
     pki::Credentials,
 };
-use orchestrator_core::{assignment::AssignedTask, model::Desired};
+use orchestrator_core::{assignment::AssignedTask, model::Desired, node::has_rest};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -61,9 +61,11 @@ impl Daemon {
         });
         let mut views = self.base.agent_view.subscribe();
         let ends = |task: &AssignedTask| task.desired == Desired::Remove;
-        let empty = |view: &View| {
-            view.assignment.as_ref().is_none_or(|assignment| assignment.tasks.values().all(ends))
-                && view.observed.tasks.is_empty()
+        // Where there was an assignment, the agent has to have looked at what became of it.
+        let assigned = member.assignments.borrow().is_some();
+        let empty = |view: &View| match &view.assignment {
+            None => !assigned,
+            Some(assignment) => assignment.tasks.values().all(ends) && !view.observed.tasks.values().any(has_rest),
         };
         if timeout(LAST_CONTAINERS, views.wait_for(empty)).await.is_err() {
             tracing::warn!("some containers have not ended; they are taken down by `edged reset`");

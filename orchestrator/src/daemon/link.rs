@@ -8,7 +8,7 @@
 use super::{Base, Manager, certificates, contact::Contact};
 use crate::{
     agent::Wire,
-    pki::{Credentials, renew_at},
+    pki::{Credentials, renew_at, utc},
     transport::{Alpn, Connection, Message, SendStream, Source, frames},
 };
 use orchestrator_core::{
@@ -92,6 +92,8 @@ pub(super) struct Link {
 /// When the certificate was asked for last, and the draw that says when the next one is due.
 struct Renewal {
     asked: Option<Instant>,
+    /// Not before, by monotonic time: to a clock that is far ahead of the cluster's every certificate looks old.
+    earliest: Option<Instant>,
     draw: f64,
 }
 
@@ -122,7 +124,7 @@ impl Link {
         let description = parts.base.description.subscribe();
         let wire = Wire { assignments: assigned, reports: reported, cut_off: contact.cut_off(), description };
         let handle = Handle { standing: stands, role: wanted, lost: loses, leaves: leaves.clone(), leave: told };
-        let renew = Renewal { asked: None, draw: draw() };
+        let renew = Renewal { asked: None, earliest: None, draw: draw() };
         let put = assignments.clone();
         let mut link = Self { parts, contact, assignments, reports, standing, role, lost, leaves, leave, renew };
         if let Some(last) = link.parts.last.take() {
@@ -449,7 +451,8 @@ impl Link {
             let credentials = self.parts.credentials.borrow();
             let subject = credentials.subject();
             let role_changed = self.role.borrow().is_some_and(|role| role != subject.role);
-            let due = role_changed || self.parts.base.time.now() >= renew_at(subject, self.renew.draw);
+            let early = self.renew.earliest.is_some_and(|earliest| Instant::now() < earliest);
+            let due = role_changed || (!early && self.parts.base.time.now() >= renew_at(subject, self.renew.draw));
             (due, credentials.key().clone())
         };
         if !due || self.renew.asked.is_some_and(|at| at.elapsed() < RENEW_AGAIN) {
@@ -460,7 +463,6 @@ impl Link {
     }
 
     fn renewed(&mut self, certificate: Vec<u8>) {
-        self.renew = Renewal { asked: None, draw: draw() };
         let renewed = {
             let old = self.parts.credentials.borrow();
             Credentials::new(old.key().clone(), certificate, old.ca().to_vec())
@@ -468,13 +470,22 @@ impl Link {
         let saved = renewed.and_then(|new| new.save(&self.parts.base.state_dir).map(|()| new));
         match saved {
             Ok(new) => {
-                self.parts.base.time.raise(new.subject().not_before);
-                tracing::info!(role = ?new.subject().role, until = ?new.subject().not_after, "the certificate was renewed");
+                let subject = *new.subject();
+                let life = Duration::from_millis(subject.not_after.since(subject.not_before).0);
+                self.renew = Renewal { asked: None, earliest: Some(Instant::now() + life / 4), draw: draw() };
+                self.parts.base.time.raise(subject.not_before);
+                let until = utc(subject.not_after);
+                if self.parts.base.time.now() > subject.not_after {
+                    tracing::warn!(until, "the new certificate has run out already by this node's clock: is it wrong?");
+                } else {
+                    tracing::info!(role = ?subject.role, until, "the certificate was renewed");
+                }
                 self.parts.base.endpoint.set_credentials(Some(new.clone()));
                 self.parts.credentials.send_replace(new);
             }
             Err(error) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the new certificate is not used")
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(error, "the new certificate is not used");
             }
         }
     }

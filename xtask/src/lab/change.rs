@@ -20,9 +20,9 @@ pub(super) fn stop(folder: &Folder, nodes: &[u8]) -> Result<()> {
     daemon::stop(folder, nodes)
 }
 
-pub(super) fn start(folder: &Folder, nodes: &[u8]) -> Result<()> {
+pub(super) fn start(folder: &Folder, nodes: &[u8], clock: Option<&str>) -> Result<()> {
     let lab = with(folder, nodes)?;
-    daemon::start_all(folder, nodes, &lab.binaries)
+    daemon::start_all(folder, nodes, &lab.binaries, clock)
 }
 
 /// The lab, if it has these nodes.
@@ -68,5 +68,5 @@ pub(super) fn readdress(folder: &Folder, node: u8, address: Ipv4Addr, restart: b
     wiring::readdress(folder, place, address)?;
     lab.readdressed.insert(node, address);
     lab.save(folder)?;
-    if restart { daemon::start(folder, node, &lab.binaries) } else { Ok(()) }
+    if restart { daemon::start(folder, node, &lab.binaries, None) } else { Ok(()) }
 }

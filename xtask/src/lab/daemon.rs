@@ -30,6 +30,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// What `edged reset` may take: every container gets its grace period.
 const RESET_WITHIN: Duration = Duration::from_secs(60);
+/// Debian's libfaketime for programs with threads; ld.so(8) fills in the folder of the architecture.
+const CLOCK: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 /// How often a predicate is asked.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -79,7 +81,7 @@ fn configuration(node: &NodeFolder, number: u8, entry: &Entry) -> String {
 }
 
 /// Starts a node's daemon and waits until it answers on its socket.
-pub(super) fn start(folder: &Folder, number: u8, binaries: &Path) -> Result<()> {
+pub(super) fn start(folder: &Folder, number: u8, binaries: &Path, clock: Option<&str>) -> Result<()> {
     if running(&folder.node(number)).is_some() {
         return Ok(());
     }
@@ -90,7 +92,14 @@ pub(super) fn start(folder: &Folder, number: u8, binaries: &Path) -> Result<()> 
         .open(node.log())
         .with_context(|| format!("open {}", node.log().display()))?;
     let program = binaries.join("edged");
-    let mut edged = inside(folder, Place::Node(number), &program, ["--config".as_ref(), node.config().as_os_str()]);
+    let mut words = vec![program.clone().into_os_string(), "--config".into(), node.config().into_os_string()];
+    if let Some(clock) = clock {
+        // The time of day only: what runs by monotonic time goes on as it is.
+        let lies =
+            [format!("LD_PRELOAD={CLOCK}"), format!("FAKETIME={clock}"), "FAKETIME_DONT_FAKE_MONOTONIC=1".into()];
+        words.splice(0..0, ["env".into()].into_iter().chain(lies.map(Into::into)));
+    }
+    let mut edged = inside(folder, Place::Node(number), words.remove(0), words);
     edged.env(MARK, folder.path()).current_dir("/");
     edged.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // A group of its own: Ctrl-C in a terminal is for the verb, not for the daemon.
@@ -105,9 +114,10 @@ pub(super) fn start(folder: &Folder, number: u8, binaries: &Path) -> Result<()> 
 }
 
 /// Starts several nodes' daemons side by side and waits until all answer.
-pub(super) fn start_all(folder: &Folder, numbers: &[u8], binaries: &Path) -> Result<()> {
+pub(super) fn start_all(folder: &Folder, numbers: &[u8], binaries: &Path, clock: Option<&str>) -> Result<()> {
     scope(|scope| {
-        let starts: Vec<_> = numbers.iter().map(|number| scope.spawn(|| start(folder, *number, binaries))).collect();
+        let starts: Vec<_> =
+            numbers.iter().map(|number| scope.spawn(|| start(folder, *number, binaries, clock))).collect();
         let mut ends = starts.into_iter().map(|start| start.join().expect("starting a daemon does not panic"));
         ends.try_for_each(|end| end)
     })

@@ -90,10 +90,10 @@ fn start_daemons(folder: &Folder, lab: &Lab) -> Result<()> {
         for &number in &all {
             daemon::configure(folder, number, &Entry::Wait)?;
         }
-        return daemon::start_all(folder, &all, &lab.binaries);
+        return daemon::start_all(folder, &all, &lab.binaries, None);
     }
     daemon::configure(folder, 1, &Entry::Init)?;
-    daemon::start(folder, 1, &lab.binaries)?;
+    daemon::start(folder, 1, &lab.binaries, None)?;
     daemon::ready(folder, 1)?;
     let later = &all[1..];
     if !later.is_empty() {
@@ -102,7 +102,7 @@ fn start_daemons(folder: &Folder, lab: &Lab) -> Result<()> {
             let token = if number <= lab.managers { &manager } else { &worker };
             daemon::configure(folder, number, &Entry::Join(token.clone()))?;
         }
-        daemon::start_all(folder, later, &lab.binaries)?;
+        daemon::start_all(folder, later, &lab.binaries, None)?;
     }
     daemon::ready(folder, lab.nodes)
 }

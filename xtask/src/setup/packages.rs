@@ -48,6 +48,7 @@ pub(super) const BASE: &[Package] = &[
         "the registry that demo and tests push to and pull from",
     ),
     package("busybox-static", Probe::Installed, "the smallest test image"),
+    package("libfaketime", Probe::Installed, "gives a lab's daemon a wrong clock"),
 ];
 
 impl Package {
@@ -55,7 +56,12 @@ impl Package {
         match self.probe {
             Probe::Program(name) => paths::program(name).is_some(),
             Probe::File(path) => Path::new(path).exists(),
-            Probe::Installed => Path::new("/var/lib/dpkg/info").join(format!("{}.list", self.name)).exists(),
+            Probe::Installed => {
+                // Packages that may be there for several architectures carry theirs in the name.
+                let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+                let names = [format!("{}.list", self.name), format!("{}:{architecture}.list", self.name)];
+                names.iter().any(|name| Path::new("/var/lib/dpkg/info").join(name).exists())
+            }
         }
     }
 }
