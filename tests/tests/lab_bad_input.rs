@@ -41,7 +41,7 @@ fn remains(lab: &Lab) -> Result<Vec<String>> {
     let state = lab.folder("n1").join("state");
     let find = format!(
         "ls {0}/containers {0}/logs /run/edged/n1/netns /run/edged/n1/rootfs | grep -E '^[0-9a-z]{{25}}$'; \
-         mount | grep -E '/rootfs/|/netns/' ; ls /sys/class/net | grep ^ve; \
+         mount | grep -E '/run/edged/n1/(rootfs|netns)/' ; ls /sys/class/net | grep ^ve; \
          find /sys/fs/cgroup -type d -path '*lab-n1/*' | grep -E '/[0-9a-z]{{25}}$'; true",
         state.display()
     );
