@@ -193,6 +193,8 @@ fn what_a_cut_off_node_does_with_a_task_follows_from_its_service() {
         service kept on_disconnect=keep
         service stopped replicas=2 on_disconnect=stop
         service soon disconnect_grace=1
+        service bound constraint=node.hostname==a
+        service elsewhere constraint=node.hostname!=b
         plan",
     );
     let told = told(&cluster, "a");
@@ -200,6 +202,8 @@ fn what_a_cut_off_node_does_with_a_task_follows_from_its_service() {
     let seconds = |seconds| Some(Millis::from_secs(seconds));
     assert_eq!(["one", "stopped", "soon"].map(stop), [seconds(10), seconds(10), seconds(1)]);
     assert_eq!(["two", "every", "kept"].map(stop), [None; 3]);
+    // Nobody else can run what is bound to this node.
+    assert_eq!(["bound", "elsewhere"].map(stop), [None, seconds(10)]);
 }
 
 #[test]

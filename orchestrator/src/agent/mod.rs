@@ -66,8 +66,8 @@ pub struct Wire {
     pub assignments: watch::Receiver<Option<Arc<Assignment>>>,
     /// The newest report; it is complete, so whoever carries it needs no older one.
     pub reports: watch::Sender<Option<Arc<Report>>>,
-    /// Since when no manager has been heard of; `None` while there is contact.
-    pub cut_off: watch::Receiver<Option<UnixMillis>>,
+    /// When a manager was heard of last, once that is so long ago that the node counts as cut off; `None` while there is contact.
+    pub cut_off: watch::Receiver<Option<Instant>>,
     /// What the node says of itself.
     pub description: watch::Receiver<NodeDescription>,
 }
@@ -162,7 +162,7 @@ impl Agent {
 
     fn recall(&self) -> Option<Arc<Assignment>> {
         match self.ledger.load() {
-            Ok(assignment) => assignment.map(Arc::new),
+            Ok(assignment) => assignment.filter(|assignment| assignment.node == self.node).map(Arc::new),
             Err(error) => {
                 tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the ledger cannot be read");
                 None
@@ -196,7 +196,7 @@ impl Agent {
     async fn step(
         &self,
         assignment: &Arc<Assignment>,
-        cut_off: Option<UnixMillis>,
+        cut_off: Option<Instant>,
         description: NodeDescription,
         chains: &mut JoinSet<()>,
         mend: bool,
@@ -206,7 +206,11 @@ impl Agent {
         let mut look = observe::look(&self.drivers, assignment).await?;
         self.memory.abort_fetches(|task| assignment.tasks.get(&task).is_none_or(|task| task.desired != Desired::Run));
         self.memory.add_to(&mut look.observed, &assigned, &busy_before);
-        look.observed.cut_off_since = cut_off;
+        // Counted back from now: a clock that was set meanwhile ends nothing early.
+        look.observed.cut_off_since = cut_off.map(|heard| {
+            let silent = u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX);
+            UnixMillis(clock::now().0.saturating_sub(silent))
+        });
 
         let links = look.observed.tasks.values().filter_map(|seen| Some(seen.attached.as_ref()?.ifindex)).collect();
         if mend && let Err(error) = self.drivers.mend(&look.strays, links).await {

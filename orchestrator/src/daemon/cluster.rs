@@ -60,17 +60,17 @@ impl Cluster for Daemon {
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, Failure> {
         if request.force_new_cluster && self.member().is_some() {
-            return self.force_new_cluster().await;
+            return self.carry_through(|me| async move { me.force_new_cluster().await }).await;
         }
-        self.initialize(request).await
+        self.carry_through(|me| async move { me.initialize(request).await }).await
     }
 
     async fn join(&self, request: JoinRequest) -> Result<NodeId, Failure> {
-        self.join_cluster(request).await
+        self.carry_through(|me| async move { me.join_cluster(request).await }).await
     }
 
     async fn leave(&self, force: bool) -> Result<(), Failure> {
-        self.leave_cluster(force).await
+        self.carry_through(move |me| async move { me.leave_cluster(force).await }).await
     }
 
     fn membership(&self) -> Membership {

@@ -1,7 +1,6 @@
 //! Whether this node hears of its cluster, and since when it does not. By monotonic time: a clock that is set cuts nobody off.
 
-use crate::clock;
-use orchestrator_core::model::{Millis, Settings, UnixMillis};
+use orchestrator_core::model::{Millis, Settings};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -10,11 +9,11 @@ use tokio::sync::watch;
 
 pub(super) struct Contact {
     last: Mutex<Last>,
-    cut_off: watch::Sender<Option<UnixMillis>>,
+    cut_off: watch::Sender<Option<Instant>>,
 }
 
 struct Last {
-    heard: (Instant, UnixMillis),
+    heard: Instant,
     heartbeat: Millis,
     down_after: Millis,
 }
@@ -23,13 +22,13 @@ impl Contact {
     /// As if a manager had been heard just now: a node that starts gets the time that any silence gets.
     pub(super) fn new() -> Arc<Self> {
         let Settings { heartbeat, down_after, .. } = Settings::default();
-        let last = Last { heard: (Instant::now(), clock::now()), heartbeat, down_after };
+        let last = Last { heard: Instant::now(), heartbeat, down_after };
         Arc::new(Self { last: Mutex::new(last), cut_off: watch::Sender::new(None) })
     }
 
     /// A leader was heard.
     pub(super) fn heard(&self) {
-        self.lock().heard = (Instant::now(), clock::now());
+        self.lock().heard = Instant::now();
         self.cut_off.send_if_modified(|since| since.take().is_some());
     }
 
@@ -50,7 +49,7 @@ impl Contact {
     }
 
     /// Since when nothing was heard, once that is long enough to count.
-    pub(super) fn cut_off(&self) -> watch::Receiver<Option<UnixMillis>> {
+    pub(super) fn cut_off(&self) -> watch::Receiver<Option<Instant>> {
         self.cut_off.subscribe()
     }
 
@@ -60,7 +59,7 @@ impl Contact {
             let (left, since) = {
                 let last = self.lock();
                 let limit = Duration::from_millis(last.down_after.0);
-                (limit.saturating_sub(last.heard.0.elapsed()), last.heard.1)
+                (limit.saturating_sub(last.heard.elapsed()), last.heard)
             };
             if left.is_zero() {
                 let new = self.cut_off.send_if_modified(|cut_off| {
@@ -72,7 +71,7 @@ impl Contact {
                     tracing::warn!("cut off from all managers; what runs here goes on");
                 }
             }
-            tokio::time::sleep(left.max(Duration::from_millis(100))).await;
+            tokio::time::sleep(left.max(Duration::from_millis(500))).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Finding managers by multicast DNS, and being found. What it says is used as addresses to try and trusted for nothing.
 
 use crate::transport::{Announcement, Discovery, Endpoint, Found, Source};
-use orchestrator_core::model::{ClusterId, NodeId};
+use orchestrator_core::model::{ClusterId, NodeId, Role};
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long one search of a node that has lost its managers lasts.
 const SEARCH: Duration = Duration::from_secs(5);
-/// Nodes that are remembered from what others announce: more than any cluster this is for has managers.
-const REMEMBERED: usize = 256;
+/// Managers that one search remembers: anybody on the link may announce any number, and each is asked in vain.
+const REMEMBERED: usize = 8;
 
 /// Searches on demand: a cluster at rest sends no multicast questions.
 #[derive(Clone)]
@@ -45,6 +45,7 @@ impl Finder {
         if searching.as_ref().is_some_and(|search| !search.is_finished()) {
             return;
         }
+        self.lock().clear();
         let (finder, endpoint) = (self.clone(), endpoint.clone());
         *searching = Some(tokio::spawn(async move {
             let until = Instant::now() + SEARCH;
@@ -56,7 +57,7 @@ impl Finder {
                 }
             };
             while let Ok(Some(found)) = timeout_at(until, answers.recv()).await {
-                if found.cluster == cluster {
+                if found.cluster == cluster && found.role == Role::Manager {
                     for address in &found.addrs {
                         endpoint.book().learn(found.node, *address, Source::Found);
                     }

@@ -30,7 +30,7 @@ impl Daemon {
         self.pending.send_replace(Some("making a cluster".into()));
         let made = async {
             let state_dir = &self.config.state_dir;
-            let key = NodeKey::load_or_create(state_dir)?;
+            let key = self.fresh_key()?;
             let (cluster, node) = (ClusterId(super::identity::random()), key.node_id());
             let ca = Authority::create(cluster, self.base.time.now())?;
             let credentials = self.own_credentials(&key, cluster, &ca, &Settings::default())?;
@@ -45,12 +45,21 @@ impl Daemon {
             };
             identity.save(state_dir)?;
             let manager = self.base.start_manager(Cluster::FIRST_RAFT_ID, node).await?;
-            let credentials = self.found(&identity, credentials, &manager, &request).await?;
+            let credentials = match self.found(&identity, credentials, &manager, &request).await {
+                Ok(credentials) => credentials,
+                Err(error) => {
+                    manager.stop().await;
+                    return Err(error);
+                }
+            };
             self.take_up(identity, credentials, Some(manager))?;
             anyhow::Ok(node)
         };
         let made = made.await;
         self.pending.send_replace(None);
+        if made.is_err() {
+            self.unmake();
+        }
         made.map_err(|cause| Failure::Internal { what: "initialising the cluster".into(), cause: cause.into() })
     }
 

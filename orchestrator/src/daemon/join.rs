@@ -184,7 +184,7 @@ impl Daemon {
         let internal =
             |cause: anyhow::Error| Failure::Internal { what: "joining the cluster".into(), cause: cause.into() };
         let state_dir = &self.config.state_dir;
-        let key = NodeKey::load_or_create(state_dir).map_err(|error| internal(error.into()))?;
+        let key = self.fresh_key().map_err(internal)?;
         self.pending.send_replace(Some("joining a cluster".into()));
         let mut description = self.base.description.borrow().clone();
         if let Some(address) = advertise {
@@ -232,7 +232,11 @@ impl Daemon {
             self.take_up(identity, credentials, manager)?;
             anyhow::Ok(node)
         };
-        let node = joined.await.map_err(internal)?;
+        let joined = joined.await;
+        if joined.is_err() {
+            self.unmake();
+        }
+        let node = joined.map_err(internal)?;
         self.settled().await;
         Ok(node)
     }

@@ -78,9 +78,10 @@ impl Daemon {
         self.base.revision.send_replace(0);
         let forget = || -> anyhow::Result<()> {
             let state_dir = &self.config.state_dir;
+            // Whatever comes in between, the node is a member still or begins anew.
+            Ledger::open(state_dir)?.remove()?;
             Identity::remove(state_dir)?;
             Credentials::remove(state_dir)?;
-            Ledger::open(state_dir)?.remove()?;
             manager::remove_stores(state_dir, None)?;
             Ok(())
         };

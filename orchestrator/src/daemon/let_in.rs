@@ -50,7 +50,8 @@ impl Attempts {
     fn failed(&self, address: IpAddr, now: Instant) {
         let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failed.len() >= ADDRESSES && !failed.contains_key(&address) {
-            failed.pop_first();
+            let oldest = failed.iter().min_by_key(|(_, times)| times.back().copied()).map(|(address, _)| *address);
+            oldest.and_then(|oldest| failed.remove(&oldest));
         }
         failed.entry(address).or_default().push_back(now);
     }

@@ -17,7 +17,7 @@ use orchestrator_core::{
     protocol::{Down, Up},
 };
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -146,16 +146,18 @@ impl Link {
     async fn serve(&mut self) {
         let mut pause = PAUSE.0;
         let mut hint = None;
-        // When each manager failed last; the one that did so longest ago, or never, is asked next.
-        let mut failed: BTreeMap<NodeId, Instant> = BTreeMap::new();
+        // Managers that failed in this round; each is asked once in every round.
+        let mut failed: BTreeSet<NodeId> = BTreeSet::new();
         loop {
             let (target, ended) = if let Some(manager) = self.leading() {
                 (self.parts.node, self.at_own_desk(&manager).await)
             } else {
                 let candidates = self.candidates(hint.take());
-                let next = candidates.into_iter().enumerate().min_by_key(|(at, node)| (failed.get(node).copied(), *at));
-                match next {
-                    Some((_, target)) => (target, self.at(target).await),
+                if candidates.iter().all(|node| failed.contains(node)) {
+                    failed.clear();
+                }
+                match candidates.into_iter().find(|node| !failed.contains(node)) {
+                    Some(target) => (target, self.at(target).await),
                     None => (self.parts.node, Ended::Lost("no manager is known".into())),
                 }
             };
@@ -169,23 +171,23 @@ impl Link {
                 Ended::Own => {}
                 Ended::Elsewhere(Some(leader)) if leader != self.parts.node => {
                     // Two that name each other would keep this node running between them.
-                    if failed.insert(target, Instant::now()).is_some() {
+                    if !failed.insert(target) {
                         self.rest(&mut pause, false).await;
                     }
                     failed.remove(&leader);
                     hint = Some(leader);
                 }
                 Ended::Elsewhere(_) => {
-                    failed.insert(target, Instant::now());
+                    failed.insert(target);
                     self.rest(&mut pause, false).await;
                 }
                 Ended::Lost(why) => {
-                    failed.insert(target, Instant::now());
+                    failed.insert(target);
                     tracing::debug!(why, "no session with a leader");
                     if *self.standing.borrow() != Standing::Removed {
                         self.standing.send_replace(Standing::Searching(why));
                     }
-                    let all = self.candidates(None).iter().all(|node| failed.contains_key(node));
+                    let all = self.candidates(None).iter().all(|node| failed.contains(node));
                     if all || !attached {
                         self.rest(&mut pause, all).await;
                     }
@@ -203,14 +205,10 @@ impl Link {
         if nobody {
             *pause = (*pause * 2).min(PAUSE.1);
         }
-        let mut leave = None;
         tokio::select! {
             () = sleep(wait) => {}
             () = leads(&mut self.parts.manager) => {}
-            told = self.leave.recv() => leave = told,
         }
-        // Nobody can be told.
-        drop(leave);
     }
 
     /// This node's own manager, while it leads.
@@ -277,6 +275,10 @@ impl Link {
                 }
                 _ = self.parts.manager.changed() => self.reports.mark_changed(),
                 Some(told) = self.leave.recv() => {
+                    // Who asked may have given up meanwhile.
+                    if told.is_closed() {
+                        continue;
+                    }
                     let _ended = session.reports.send(Message::Leave(self.parts.node)).await;
                     let _gone = told.send(());
                 }
@@ -288,6 +290,7 @@ impl Link {
     async fn at(&mut self, target: NodeId) -> Ended {
         let dial = async {
             let connection = self.parts.base.endpoint.connect(target, Alpn::Node).await?;
+            anyhow::ensure!(connection.peer().role == Role::Manager, "node {target} is no manager by its certificate");
             let streams = connection.open().await?;
             anyhow::Ok((connection, streams))
         };
@@ -353,6 +356,9 @@ impl Link {
                 leader = &mut elsewhere => return Ended::Elsewhere(Some(leader)),
                 () = leads(&mut self.parts.manager) => return Ended::Own,
                 Some(told) = self.leave.recv() => {
+                    if told.is_closed() {
+                        continue;
+                    }
                     says = Some(Up::Leave);
                     left = Some(told);
                 }
@@ -472,7 +478,9 @@ impl Link {
             Ok(new) => {
                 let subject = *new.subject();
                 let life = Duration::from_millis(subject.not_after.since(subject.not_before).0);
-                self.renew = Renewal { asked: None, earliest: Some(Instant::now() + life / 4), draw: draw() };
+                // Once more at the earliest after a while, whatever the next assignment says of its role.
+                self.renew =
+                    Renewal { asked: Some(Instant::now()), earliest: Some(Instant::now() + life / 4), draw: draw() };
                 self.parts.base.time.raise(subject.not_before);
                 let until = utc(subject.not_after);
                 if self.parts.base.time.now() > subject.not_after {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     agent::{Agent, Ledger},
     api::node::InitRequest,
-    pki::Credentials,
+    pki::{Credentials, NodeKey},
     store::{Health, Store, StoreError},
     transport::{Announcement, Source},
 };
@@ -43,6 +43,8 @@ pub struct Member {
     pub(super) manager: watch::Sender<Option<Arc<Manager>>>,
     pub(super) link: link::Handle,
     identity: Mutex<Identity>,
+    /// Held by whoever opens or closes the store.
+    pub(super) storing: tokio::sync::Mutex<()>,
     pub(super) assignments: watch::Sender<Option<Arc<Assignment>>>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -166,6 +168,32 @@ impl Daemon {
         self.take_up(identity, credentials, started)
     }
 
+    /// The key of a node that is about to become a member, after what an earlier membership left is gone: one that ended half-way
+    /// in a crash. A key that got a certificate before a crash is used again, since the cluster knows its node by now.
+    pub(super) fn fresh_key(&self) -> anyhow::Result<NodeKey> {
+        let state_dir = &self.config.state_dir;
+        Ledger::open(state_dir)?.remove()?;
+        manager::remove_stores(state_dir, None)?;
+        match Credentials::load(state_dir) {
+            Ok(Some(credentials)) => Ok(credentials.key().clone()),
+            Ok(None) => Ok(NodeKey::load_or_create(state_dir)?),
+            Err(error) => {
+                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "an old certificate is given up");
+                Credentials::remove(state_dir)?;
+                Ok(NodeKey::load_or_create(state_dir)?)
+            }
+        }
+    }
+
+    /// Takes back a membership that could not be taken up, so that the command may be repeated.
+    pub(super) fn unmake(&self) {
+        let state_dir = &self.config.state_dir;
+        self.base.endpoint.set_credentials(None);
+        if let Err(error) = Identity::remove(state_dir) {
+            tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "a membership is left half made");
+        }
+    }
+
     /// Takes in where the managers are.
     pub(super) fn learn(&self, identity: &Identity, last: Option<&Assignment>) {
         let joined = identity.managers.iter().filter_map(|known| known.split_once('@'));
@@ -192,10 +220,16 @@ impl Daemon {
         base.time.raise(credentials.subject().not_before);
         base.endpoint.set_credentials(Some(credentials.clone()));
         let (node, cluster) = (identity.node, identity.cluster);
+        let ca = credentials.ca().to_vec();
         let credentials = watch::Sender::new(credentials);
         let manager = watch::Sender::new(manager);
         // The last assignment says where managers are, before any of them is reached.
-        let last = ledger.load().ok().flatten().filter(|last| last.node == node).map(Arc::new);
+        let own = |last: &Assignment| last.node == node && last.membership.ca == ca;
+        let last = ledger.load().ok().flatten().filter(own).map(Arc::new);
+        if last.is_none() {
+            // What is left of another membership must not be taken for this one's.
+            ledger.remove()?;
+        }
         let named = identity.managers.iter().filter_map(|known| known.split_once('@')?.0.parse().ok()).collect();
         let parts = link::Parts {
             node,
@@ -216,6 +250,7 @@ impl Daemon {
             manager,
             link: handle,
             identity: Mutex::new(identity),
+            storing: tokio::sync::Mutex::default(),
             assignments,
             tasks: Mutex::default(),
         });

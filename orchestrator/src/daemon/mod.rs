@@ -35,7 +35,10 @@ pub use reset::reset;
 
 use crate::{
     agent::{self, Drivers},
-    api::{self, App, node::Event},
+    api::{
+        self, App,
+        node::{Event, Failure},
+    },
     clock,
     config::Config,
     leader,
@@ -54,7 +57,7 @@ use std::{
     net::Ipv6Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -86,6 +89,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Everything that lives as long as the process.
 pub struct Daemon {
+    /// For what must go on though its caller goes away.
+    me: Weak<Self>,
     config: Config,
     hostname: String,
     machine: Machine,
@@ -215,7 +220,8 @@ impl Daemon {
             agent_view: watch::Sender::default(),
             revision: watch::Sender::new(0),
         };
-        let daemon = Self {
+        let daemon = |me: &Weak<Self>| Self {
+            me: me.clone(),
             config,
             hostname,
             machine,
@@ -228,7 +234,7 @@ impl Daemon {
             execs: local::Execs::default(),
             tasks: Mutex::default(),
         };
-        Ok((Arc::new(daemon), gate))
+        Ok((Arc::new_cyclic(daemon), gate))
     }
 
     /// Takes up the membership that the state directory holds, or founds or joins a cluster if the configuration says so.
@@ -249,6 +255,18 @@ impl Daemon {
             },
         }
         Ok(())
+    }
+
+    /// Carries a change of the membership through, even if whoever asked for it does not wait: half of one is worse than none.
+    async fn carry_through<T: Send + 'static, F>(&self, change: impl FnOnce(Arc<Self>) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let Some(me) = self.me.upgrade() else { return Err(Failure::Unavailable("edged ends".into())) };
+        match tokio::spawn(change(me)).await {
+            Ok(done) => done,
+            Err(error) => Err(Failure::Internal { what: "changing the membership".into(), cause: error.into() }),
+        }
     }
 
     /// Runs something for as long as the daemon.

@@ -37,6 +37,7 @@ async fn become_as(base: &Base, member: &Member, wanted: &Membership) -> anyhow:
     // A manager that is let go votes until raft has let go of it.
     let role = if wanted.raft_id.is_some() { Role::Manager } else { wanted.role };
     member.link.role.send_if_modified(|told| told.replace(role) != Some(role));
+    let _one_at_a_time = member.storing.lock().await;
     let running = member.manager.borrow().clone();
     let number = running.as_ref().map(|manager| manager.raft_id);
     if number == wanted.raft_id {

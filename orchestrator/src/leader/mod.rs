@@ -83,7 +83,10 @@ async fn lead(
         sessions.keep(|node| state.nodes.contains_key(&node));
         nodes.keep(|node| state.nodes.contains_key(&node));
         let now = clock::now();
-        let live = Arc::new(nodes.live(&state, now));
+        let live = Arc::new(nodes.live(&state, now, |node, number| {
+            state.nodes.get(&node).is_some_and(|known| known.raft_id == Some(number))
+                || store.node_of(number).is_some_and(|member| member.node == node.to_string())
+        }));
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
         let entry = plan.entry.clone().or_else(|| told(&state, &live, now));

@@ -39,6 +39,11 @@ pub(super) fn members(metrics: &RaftServerMetrics<u64, Member>, own: u64) -> Mem
 }
 
 impl Store {
+    /// The node that keeps the log under a number, as far as this node knows.
+    pub fn node_of(&self, raft_id: u64) -> Option<Member> {
+        self.membership().get_node(&raft_id).cloned()
+    }
+
     /// Lets the member `raft_id`, which runs on `node`, keep the log without voting. Returns when that is committed; the log
     /// is sent from then on.
     ///

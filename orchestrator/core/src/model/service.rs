@@ -50,11 +50,12 @@ pub enum OnDisconnect {
 
 impl ServiceParts {
     /// After which time without a manager a node stops a task of this service; `None` if it keeps it. Unless the user says
-    /// otherwise, the only replica of a service is stopped: it may guard data that two must not write.
+    /// otherwise, the only replica of a service is stopped: it may guard data that two must not write. Not so one that is bound
+    /// to its node by a constraint: no other node can run it meanwhile.
     #[must_use]
     pub fn disconnect_stop(&self, settings: &Settings) -> Option<Millis> {
         let on_disconnect = self.on_disconnect.unwrap_or(match self.mode {
-            Mode::Replicated { replicas: 1 } => OnDisconnect::Stop,
+            Mode::Replicated { replicas: 1 } if !self.is_bound_to_one_node() => OnDisconnect::Stop,
             Mode::Replicated { .. } | Mode::Global => OnDisconnect::Keep,
         });
         match on_disconnect {
@@ -63,6 +64,16 @@ impl ServiceParts {
                 Some(self.disconnect_grace.unwrap_or(Millis(settings.down_after.0.saturating_mul(2))))
             }
         }
+    }
+
+    /// Whether constraints leave no choice of a node.
+    fn is_bound_to_one_node(&self) -> bool {
+        let one = |constraint: &Constraint| {
+            constraint.equal
+                && (matches!(constraint.key.as_str(), "node.id" | "node.hostname")
+                    || (constraint.key == "node.ip" && !constraint.value.contains('/')))
+        };
+        self.task.placement.constraints.iter().any(one)
     }
 }
 
