@@ -315,7 +315,8 @@ pub fn update_node(
 }
 
 /// A node joins with a token for `role`. One that is a member already keeps what users decided about it, its role included:
-/// joining twice is joining once, and promotes nobody. `None` if all of it is known.
+/// joining twice is joining once, and promotes nobody. But a manager gets another number to keep the log under: it would not ask
+/// to be let in if it had its log still. `None` if all of it is known.
 ///
 /// # Errors
 /// The cluster was not initialised, or the node was removed from it.
@@ -324,8 +325,15 @@ pub fn join_node(state: &State, node: Node, role: Role, now: UnixMillis) -> Resu
         return Err(Refusal::Removed(node.id));
     }
     let mut next = next_cluster(state, now)?;
-    if state.nodes.contains_key(&node.id) {
-        return describe_node(state, node.id, node.hostname, node.description, now);
+    if let Some(known) = state.nodes.get(&node.id) {
+        if known.role == Role::Worker {
+            return describe_node(state, node.id, node.hostname, node.description, now);
+        }
+        let raft_id = Some(take_raft_id(&mut next));
+        let Node { hostname, description, .. } = node;
+        let node = Node { raft_id, hostname, description, ..Node::clone(known) };
+        let changes = vec![state.put_change(Object::Cluster(next)), state.put_change(Object::Node(node))];
+        return Ok(Some(entry(now, changes)));
     }
     let mut changes = Vec::new();
     let raft_id = (role == Role::Manager).then(|| take_raft_id(&mut next));

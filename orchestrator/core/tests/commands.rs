@@ -116,7 +116,9 @@ fn of_the_last_two_managers_only_one_steps_down() {
 fn a_node_that_says_nothing_new_writes_nothing_and_keeps_what_users_decided() {
     let mut cluster = cluster("node a label=zone:x\ndrain a");
     let known = Node::clone(&cluster.state.nodes[&cluster.node_id("a")]);
-    assert_eq!(intent::join_node(&cluster.state, known.clone(), Role::Manager, cluster.now), Ok(None));
+    let again =
+        intent::describe_node(&cluster.state, known.id, known.hostname.clone(), known.description.clone(), cluster.now);
+    assert_eq!(again, Ok(None));
     let told = Node {
         hostname: "renamed".into(),
         availability: Availability::Active,
@@ -125,7 +127,10 @@ fn a_node_that_says_nothing_new_writes_nothing_and_keeps_what_users_decided() {
     };
     let entry = intent::join_node(&cluster.state, told, Role::Worker, cluster.now).unwrap().unwrap();
     cluster.apply(&entry);
-    assert_eq!(*cluster.state.nodes[&known.id].value, Node { hostname: "renamed".into(), ..known });
+    // A manager that asks to be let in has lost its log, and must not vote under the number that it voted under.
+    let raft_id = cluster.state.nodes[&known.id].raft_id;
+    assert!(raft_id > known.raft_id);
+    assert_eq!(*cluster.state.nodes[&known.id].value, Node { hostname: "renamed".into(), raft_id, ..known });
 }
 
 fn worker(cluster: &Cluster, id: u128) -> Node {
