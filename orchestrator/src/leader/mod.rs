@@ -15,6 +15,7 @@ use crate::{
 use orchestrator_core::{
     assignment::Assignments,
     intent::{self, NodeWish},
+    members::Members,
     model::{Live, Millis, Node, NodeId, NodeLive, Report, Role, UnixMillis},
     plan::{Plan, plan},
     state::{Applied, Entry, State},
@@ -74,6 +75,7 @@ async fn lead(
     let mut members = store.watch_members();
     let mut nodes = Roster::new(clock::now());
     let mut leaving = Vec::new();
+    let mut told_members = None::<Members>;
     loop {
         // What waited while a plan was committed comes first: nobody is down for the slowness of this disk.
         while let Ok(message) = inbox.try_recv() {
@@ -83,6 +85,11 @@ async fn lead(
         sessions.keep(|node| state.nodes.contains_key(&node));
         nodes.keep(|node| state.nodes.contains_key(&node));
         let now = clock::now();
+        // Assignments tell nodes whether they keep the log: without a number of its own the new word would not replace the old.
+        let known = members.borrow_and_update().clone();
+        if told_members.replace(known.clone()).is_none_or(|told| told != known) {
+            nodes.raise();
+        }
         let live = Arc::new(nodes.live(&state, now, |node, number| {
             state.nodes.get(&node).is_some_and(|known| known.raft_id == Some(number))
                 || store.node_of(number).is_some_and(|member| member.node == node.to_string())
@@ -101,7 +108,6 @@ async fn lead(
                 }
             }
         }
-        let known = members.borrow_and_update().clone();
         let assignments = Assignments::new(&state, &live, term, &known);
         for node in sessions.nodes() {
             sessions.assign(node, assignments.of(node));

@@ -43,6 +43,11 @@ impl Roster {
         Self { elected: Instant::now(), elected_at: now, edition: now.0, nodes: BTreeMap::new() }
     }
 
+    /// Assignments say something new though neither the state nor a node did.
+    pub(super) fn raise(&mut self) {
+        self.edition += 1;
+    }
+
     /// A node is alive. Tells whether that may change a plan.
     pub(super) fn beat(&mut self, node: NodeId) -> bool {
         let Some(heard) = self.nodes.get_mut(&node) else { return false };
