@@ -83,6 +83,8 @@ async fn lead(
         sessions.keep(|node| state.nodes.contains_key(&node));
         nodes.keep(|node| state.nodes.contains_key(&node));
         let now = clock::now();
+        let known = members.borrow_and_update().clone();
+        nodes.count(&known);
         let live = Arc::new(nodes.live(&state, now));
         let plan = Arc::new(plan(&state, &live, now));
         view.send_replace(View { live: live.clone(), plan: plan.clone() });
@@ -98,7 +100,6 @@ async fn lead(
                 }
             }
         }
-        let known = members.borrow_and_update().clone();
         let assignments = Assignments::new(&state, &live, term, &known);
         for node in sessions.nodes() {
             sessions.assign(node, assignments.of(node));

@@ -2,6 +2,7 @@
 
 use crate::clock;
 use orchestrator_core::{
+    members::Members,
     model::{Live, Millis, NodeId, NodeLive, Report, Settings, UnixMillis},
     state::State,
 };
@@ -17,6 +18,7 @@ pub(super) struct Roster {
     elected_at: UnixMillis,
     /// Counts from the time of the election, so that a leader that restarts within its term goes on above what it said before.
     edition: u64,
+    members: Members,
     nodes: BTreeMap<NodeId, Heard>,
 }
 
@@ -38,7 +40,7 @@ impl Heard {
 
 impl Roster {
     pub(super) fn new(now: UnixMillis) -> Self {
-        Self { elected_at: now, edition: now.0, nodes: BTreeMap::new() }
+        Self { elected_at: now, edition: now.0, members: Members::default(), nodes: BTreeMap::new() }
     }
 
     /// A node is alive. Tells whether that may change a plan.
@@ -66,6 +68,15 @@ impl Roster {
         let Some(heard) = self.nodes.get_mut(&node) else { return false };
         heard.left = Some(Instant::now());
         true
+    }
+
+    /// Takes in who keeps the log. Assignments are made from that, too, so that one that was made from other members must
+    /// have a smaller number.
+    pub(super) fn count(&mut self, members: &Members) {
+        if self.members != *members {
+            self.members = members.clone();
+            self.edition += 1;
+        }
     }
 
     /// Forgets nodes that are no members any more.
@@ -105,4 +116,24 @@ fn down_after(state: &State) -> Millis {
 
 fn silence(down_after: Millis) -> Duration {
     Duration::from_millis(down_after.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orchestrator_core::assignment::assign;
+
+    #[test]
+    fn an_assignment_made_from_other_members_of_the_log_supersedes_the_one_before() {
+        let (state, node) = (State::default(), NodeId(1));
+        let mut roster = Roster::new(UnixMillis(1_000));
+        let mut assigned = |voters: &[u64]| {
+            let members = Members { voters: voters.iter().copied().collect(), own: 2, ..Members::default() };
+            roster.count(&members);
+            assign(&state, &roster.live(&state, UnixMillis(2_000)), node, 7, &members)
+        };
+        let before = assigned(&[1, 2, 3]);
+        assert!(!assigned(&[1, 2, 3]).supersedes(&before), "nothing is new");
+        assert!(assigned(&[1, 2]).supersedes(&before));
+    }
 }
