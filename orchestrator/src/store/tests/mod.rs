@@ -9,5 +9,6 @@ mod members;
 mod nemesis;
 mod sim;
 mod suite;
+mod turns;
 mod wires;
 mod writer;
