@@ -232,11 +232,17 @@ impl World {
         }
     }
 
+    fn is_manager(&self, node: NodeId) -> bool {
+        self.state.nodes.get(&node).is_some_and(|known| known.role == Role::Manager)
+    }
+
     fn handle(&mut self, event: &Event) {
         // Without a leader no command is carried out.
         let led = self.has_majority();
         match *event {
             Event::Join { .. } | Event::Promote { .. } | Event::Demote { .. } | Event::Remove { .. } if !led => {}
+            // A manager joins anew when it has lost its log.
+            Event::Join { node: number, .. } if self.is_manager(id(number)) => self.lose(id(number)),
             Event::Join { node: number, manager } => {
                 let role = if manager { Role::Manager } else { Role::Worker };
                 if let Ok(Some(entry)) = intent::join_node(&self.state, node(id(number)), role, self.now) {
