@@ -12,7 +12,7 @@ use crate::{
     transport::{Alpn, Connection, Message, SendStream, Source, frames},
 };
 use orchestrator_core::{
-    assignment::{AssignedTask, Assignment},
+    assignment::{AssignedTask, Assignment, Membership},
     model::{ClusterId, Desired, NodeId, Report, Role},
     protocol::{Down, Up},
 };
@@ -499,11 +499,13 @@ impl Link {
     }
 }
 
-/// The assignment of a node that should have nothing any more: its containers end as their services want them to.
+/// The assignment of a node that should have nothing any more: its containers end as their services want them to, and it keeps no
+/// log: with others that are no members either it could elect a leader of a cluster that is none.
 pub(super) fn nothing(old: &Assignment) -> Assignment {
     let end = |task: &AssignedTask| AssignedTask { desired: Desired::Remove, ..task.clone() };
     Assignment {
         edition: old.edition + 1,
+        membership: Membership { role: Role::Worker, raft_id: None, ..old.membership.clone() },
         tasks: old.tasks.iter().map(|(id, task)| (*id, end(task))).collect(),
         history: Default::default(),
         services: Default::default(),
