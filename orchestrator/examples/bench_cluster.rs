@@ -23,12 +23,18 @@ const COMMITS: u32 = 200;
 #[derive(Clone, Default)]
 struct Group(Arc<Mutex<BTreeMap<String, Store>>>);
 
+/// The way of one node to the others.
+struct Wire {
+    from: String,
+    group: Group,
+}
+
 #[async_trait]
-impl Peers for Group {
+impl Peers for Wire {
     async fn call(&self, member: &Member, request: Vec<u8>) -> Result<Vec<u8>, PeerError> {
-        let store = self.0.lock().ok().and_then(|stores| stores.get(&member.node).cloned());
+        let store = self.group.0.lock().ok().and_then(|stores| stores.get(&member.node).cloned());
         let unreachable = || PeerError { node: member.node.clone(), why: "it does not run".into() };
-        store.ok_or_else(unreachable)?.answer(&request).await.map_err(|_| unreachable())
+        store.ok_or_else(unreachable)?.answer(&self.from, &request).await.map_err(|_| unreachable())
     }
 }
 
@@ -36,7 +42,8 @@ impl Group {
     async fn open(&self, dir: &Path, id: u64) -> Result<Store> {
         let node = format!("n{id}");
         let dir = dir.join(&node);
-        let config = StoreConfig { dir, raft_id: id, node: node.clone(), peers: Arc::new(self.clone()) };
+        let peers = Arc::new(Wire { from: node.clone(), group: self.clone() });
+        let config = StoreConfig { dir, raft_id: id, node: node.clone(), peers };
         let store = Store::open(config).await?;
         self.0.lock().ok().context("a thread panicked")?.insert(node, store.clone());
         Ok(store)

@@ -133,10 +133,16 @@ impl Daemon {
             ));
         };
         let forced = async {
-            let raft_id = manager.raft_id;
             manager.stop().await;
-            let config = manager::config(&self.config.state_dir, raft_id, member.node, &self.base.endpoint);
-            Store::force_alone(config).await?.shutdown().await;
+            let state_dir = self.config.state_dir.clone();
+            let config = manager::config(&state_dir, manager.raft_id, member.node, &self.base.endpoint);
+            let alone = Store::force_alone(config, move |raft_id| manager::dir(&state_dir, raft_id)).await?;
+            let raft_id = alone.members().own;
+            alone.shutdown().await;
+            // Until here a restart goes on with the old store, from here on with the new one; asked again, either becomes the
+            // only manager.
+            member.keep_number(Some(raft_id), &self.config.state_dir)?;
+            manager::remove_stores(&self.config.state_dir, Some(raft_id))?;
             let started = self.base.start_manager(raft_id, member.node).await?;
             member.manager.send_replace(Some(started.clone()));
             timeout(SETTLES, started.store.leadership().wait_for(Option::is_some))
@@ -152,7 +158,8 @@ impl Daemon {
         let forced = forced.await;
         if member.manager.borrow().is_none() {
             // It could not be done: what was there goes on.
-            match self.base.start_manager(manager.raft_id, member.node).await {
+            let raft_id = member.identity().raft_id.unwrap_or(manager.raft_id);
+            match self.base.start_manager(raft_id, member.node).await {
                 Ok(started) => drop(member.manager.send_replace(Some(started))),
                 Err(error) => {
                     tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the store stays closed")

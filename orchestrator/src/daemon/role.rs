@@ -43,6 +43,10 @@ async fn become_as(base: &Base, member: &Member, wanted: &Membership) -> anyhow:
     if number == wanted.raft_id {
         return Ok(());
     }
+    // Numbers grow only: this was said before the node went on alone under the number that it has now.
+    if wanted.raft_id.is_some() && wanted.raft_id < member.identity().raft_id {
+        return Ok(());
+    }
     if let Some(running) = running {
         tracing::info!(raft_id = running.raft_id, "no longer a manager under this number");
         member.manager.send_replace(None);

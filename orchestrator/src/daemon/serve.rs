@@ -101,7 +101,7 @@ impl Serve for Gate {
     ) {
         let served = match (alpn, peer) {
             (Alpn::Join, _) => self.let_in(remote, &mut out, &mut input).await,
-            (Alpn::Raft, Some(_)) => self.answer_raft(&mut out, &mut input).await,
+            (Alpn::Raft, Some(peer)) => self.answer_raft(&peer, &mut out, &mut input).await,
             (Alpn::Node, Some(peer)) => self.hold_session(&peer, &mut out, input).await,
             (Alpn::Api, Some(peer)) => {
                 if let Some(app) = self.app.get() {
@@ -119,11 +119,11 @@ impl Serve for Gate {
 }
 
 impl Gate {
-    async fn answer_raft(&self, out: &mut SendStream, input: &mut RecvStream) -> anyhow::Result<()> {
+    async fn answer_raft(&self, peer: &Peer, out: &mut SendStream, input: &mut RecvStream) -> anyhow::Result<()> {
         let request = frames::read_bytes(input, "call", Alpn::Raft.frame_limit()).await?;
         // Without a store this node is no voter: no answer is what raft makes of it.
         let manager = self.current_manager().ok_or_else(|| anyhow::anyhow!("this node is no manager"))?;
-        let answer = manager.store.answer(&request).await?;
+        let answer = manager.store.answer(&peer.node.to_string(), &request).await?;
         frames::write_bytes(out, "answer", Alpn::Raft.frame_limit(), &answer).await?;
         Ok(())
     }

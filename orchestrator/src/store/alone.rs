@@ -10,32 +10,47 @@ use std::{
 };
 
 use openraft::EntryPayload;
+use orchestrator_core::{state::State, wire};
 
 use super::{
     error::StoreError,
     handle::{Store, StoreConfig},
     log::record::{Position, Record, Vote},
     raft::{self, Member, Members},
-    recover::{Recovered, io_error, lock_folder, recover},
+    recover::{LOCK_FILE, Recovered, io_error, lock_folder, recover},
+    snapshot::Snapshot,
 };
 
 /// Damaged stores kept aside: the one that is being looked into, and the one before it.
 const KEEP_DAMAGED: usize = 2;
+/// Numbers that are passed over when a member goes on alone: more than the others can have given to managers meanwhile.
+const NUMBERS: u64 = 1000;
+/// Terms that are passed over then: more than the others can have had elections meanwhile, so that nodes which hear of both
+/// clusters take this one for the newer.
+const TERMS: u64 = 1 << 16;
+/// Bytes of entries that are written and synced at once.
+const WRITE_BYTES: usize = 512 * 1024;
 
 impl Store {
-    /// Makes this member the only one of its cluster, and opens the store. For a cluster that has lost most of its managers for
-    /// good: everything in this member's log is kept and takes effect, including what had not been committed; what only the others had
-    /// is lost. The others must never come back as members of this cluster: they have to join anew.
+    /// Makes this node the only member of its cluster, under a new raft id, and opens its store. For a cluster that has lost most
+    /// of its managers for good: everything in this member's log is kept and takes effect, including what had not been
+    /// committed; what only the others had is lost. Others that were only out of reach know the old number, and no request to
+    /// that is answered any more.
     ///
-    /// A call that was interrupted may be repeated.
+    /// `config` names the present store, which is left as it is; the new one is a copy in the folder that `place` names for its
+    /// raft id. [`Store::members`] says which that is. A call that was interrupted may be repeated. Where this member is the only one
+    /// already, its store is opened unchanged.
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::Locked`] while the store is open, [`StoreError::Empty`] where there is no cluster.
-    pub async fn force_alone(config: StoreConfig) -> Result<Store, StoreError> {
+    pub async fn force_alone(
+        config: StoreConfig,
+        place: impl FnOnce(u64) -> PathBuf + Send + 'static,
+    ) -> Result<Store, StoreError> {
         let (dir, raft_id, node) = (config.dir.clone(), config.raft_id, config.node.clone());
-        let alone = tokio::task::spawn_blocking(move || write_alone(&dir, raft_id, node)).await;
-        alone.unwrap_or_else(|error| Err(io_error(&config.dir, error)))?;
-        Store::open(config).await
+        let alone = tokio::task::spawn_blocking(move || write_alone(dir, raft_id, node, place)).await;
+        let (dir, raft_id) = alone.unwrap_or_else(|error| Err(io_error(&config.dir, error)))?;
+        Store::open(StoreConfig { dir, raft_id, ..config }).await
     }
 
     /// Sets the folder of a damaged store aside: it is renamed to `<dir>.damaged-<n>`, which is returned. The newest
@@ -50,35 +65,76 @@ impl Store {
     }
 }
 
-fn write_alone(dir: &Path, raft_id: u64, node: String) -> Result<(), StoreError> {
+/// Writes the store of the only member; returns its folder and its number.
+fn write_alone(
+    dir: PathBuf,
+    raft_id: u64,
+    node: String,
+    place: impl FnOnce(u64) -> PathBuf,
+) -> Result<(PathBuf, u64), StoreError> {
     // Without the lock file there never was a store, and none is to be made.
-    if !dir.join(super::recover::LOCK_FILE).exists() {
-        return Err(StoreError::Empty { dir: dir.into() });
+    if !dir.join(LOCK_FILE).exists() {
+        return Err(StoreError::Empty { dir });
     }
-    let Recovered { lock, mut log, image, newest, .. } = recover(dir, raft_id)?;
-    let moment = newest.map(|snapshot| snapshot.moment).unwrap_or_default();
+    let Recovered { lock: _lock, image, newest, .. } = recover(&dir, raft_id)?;
+    let moment = newest.as_ref().map(|snapshot| snapshot.moment.clone()).unwrap_or_default();
     let pointers = *image.pointers();
-    let Some(last) = pointers.last.max(moment.last) else { return Err(StoreError::Empty { dir: dir.into() }) };
+    let Some(last) = pointers.last.max(moment.last) else { return Err(StoreError::Empty { dir }) };
 
     let mut membership = moment.members;
-    for (at, bytes) in image.range(0, u64::MAX) {
-        let entry = raft::decode_entry(*at, bytes).map_err(|error| io_error(dir, error))?;
-        if let EntryPayload::Membership(newer) = entry.payload {
-            membership = (&newer).into();
+    let mut state = match &newest {
+        Some(snapshot) => wire::decode(&snapshot.state).map_err(|error| io_error(&dir, error))?,
+        None => State::default(),
+    };
+    let mut records = Vec::from_iter(moment.last.map(Record::Purged));
+    for (at, bytes) in image.range(moment.last.map_or(0, |last| last.index + 1), u64::MAX) {
+        match raft::decode_entry(*at, bytes).map_err(|error| io_error(&dir, error))?.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(change) => drop(state.apply(at.index, &change)),
+            EntryPayload::Membership(newer) => membership = (&newer).into(),
         }
+        records.push(Record::Entry(*at, bytes.clone()));
     }
-    let alone = Members::only(raft_id, Member { node });
-    if membership == alone {
-        return Ok(());
+    if membership == Members::only(raft_id, Member { node: node.clone() }) {
+        return Ok((dir, raft_id));
     }
-    // As if this member had just been elected, and had written its first entry: a term of its own, after all that it knows.
-    let term = last.term.max(pointers.vote.map_or(0, |vote| vote.term)) + 1;
-    let at = Position { term, node: raft_id, index: last.index + 1 };
-    let payload = raft::encode_payload(EntryPayload::Membership(alone.into())).map_err(|error| io_error(dir, error))?;
-    let vote = Vote { term, node: raft_id, committed: false };
-    let written = log.append(&[Record::Vote(vote), Record::Entry(at, payload.into())]);
-    drop(lock);
-    written.map_err(|error| io_error(dir, error))
+    let given = state.cluster.as_ref().map_or(0, |cluster| cluster.next_raft_id);
+    let new_id = given.max(raft_id).max(membership.greatest()) + NUMBERS;
+    // As if this member had just been elected, and had written its first entry.
+    let term = last.term.max(pointers.vote.map_or(0, |vote| vote.term)) + TERMS;
+    let alone = Members::only(new_id, Member { node });
+    let payload =
+        raft::encode_payload(EntryPayload::Membership(alone.into())).map_err(|error| io_error(&dir, error))?;
+    records.push(Record::Entry(Position { term, node: new_id, index: last.index + 1 }, payload.into()));
+    records.push(Record::Vote(Vote { term, node: new_id, committed: false }));
+
+    let new_dir = place(new_id);
+    write_store(&new_dir, new_id, newest.as_ref(), &records)?;
+    Ok((new_dir, new_id))
+}
+
+/// Writes a store that begins with a snapshot; what an interrupted call left in its folder is replaced.
+fn write_store(dir: &Path, raft_id: u64, first: Option<&Snapshot>, records: &[Record]) -> Result<(), StoreError> {
+    if dir.join(LOCK_FILE).exists() {
+        let _lock = lock_folder(dir)?;
+        fs::remove_dir_all(dir).map_err(|error| io_error(dir, error))?;
+    }
+    let Recovered { lock: _lock, mut log, files, .. } = recover(dir, raft_id)?;
+    if let Some(snapshot) = first {
+        files.write(snapshot, true).map_err(|error| io_error(dir, error))?;
+    }
+    let mut rest = records;
+    while !rest.is_empty() {
+        let sizes = rest.iter().scan(0, |sum, record| {
+            *sum += if let Record::Entry(_, bytes) = record { bytes.len() } else { 0 };
+            Some(*sum)
+        });
+        let (some, others) = rest.split_at(sizes.take_while(|sum| *sum <= WRITE_BYTES).count().max(1));
+        log.append(some).map_err(|error| io_error(dir, error))?;
+        rest = others;
+    }
+    let parent = dir.parent().unwrap_or(dir);
+    fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| io_error(dir, error))
 }
 
 fn set_aside(dir: &Path) -> io::Result<PathBuf> {

@@ -1,7 +1,7 @@
 //! What a member makes of another one's request.
 //!
 //! In: bytes that another member's [`Peers`](super::Peers) carried here. Out: bytes to carry back: an answer, or as text why there
-//! is none. Caller: `transport`, which has made sure that a member asks.
+//! is none. Caller: `transport`, which has made sure which node asks.
 
 use std::sync::atomic::Ordering;
 
@@ -25,11 +25,12 @@ fn encode<T: Serialize, E: ToString>(answer: Result<T, E>) -> Result<Vec<u8>, po
 }
 
 impl Store {
-    /// Answers a request that another member's [`Peers`] carried here.
+    /// Answers a request that another member's [`Peers`](super::Peers) carried here. `from` is the id of the node that sent it, as
+    /// its certificate says.
     ///
     /// # Errors
     /// The request cannot be decoded: whoever sent it is no member.
-    pub async fn answer(&self, request: &[u8]) -> Result<Vec<u8>, postcard::Error> {
+    pub async fn answer(&self, from: &str, request: &[u8]) -> Result<Vec<u8>, postcard::Error> {
         let raft = &self.inner.raft;
         self.inner.assembly.forget_abandoned();
         let bytes = request.len();
@@ -37,9 +38,22 @@ impl Store {
         if to != self.inner.raft_id {
             return encode::<(), _>(Err(format!("member {to} is not here")));
         }
+        let refuse = |why: String| {
+            tracing::debug!(from, why, "a request is refused");
+            encode::<(), _>(Err(why))
+        };
+        if let Err(why) = self.check(from, &message).await {
+            return refuse(why);
+        }
         let (message, bytes) = match message {
             Message::Part(part) => match self.inner.assembly.take(part) {
-                Ok(Some(whole)) => (raft::decode(&whole)?, whole.len()),
+                Ok(Some(whole)) => {
+                    let message = raft::decode(&whole)?;
+                    if let Err(why) = self.check(from, &message).await {
+                        return refuse(why);
+                    }
+                    (message, whole.len())
+                }
                 Ok(None) => return encode(Ok::<_, String>(())),
                 Err(error) => return encode::<(), _>(Err(error)),
             },

@@ -4,6 +4,7 @@
 
 mod alone;
 mod answer;
+mod check;
 mod contacts;
 mod disk;
 mod elections;

@@ -73,6 +73,11 @@ impl Members {
     pub(super) fn only(id: u64, member: Member) -> Self {
         Members { voters: vec![BTreeSet::from([id])], all: BTreeMap::from([(id, member)]) }
     }
+
+    /// The greatest number of a member, 0 without any.
+    pub(super) fn greatest(&self) -> u64 {
+        self.all.keys().next_back().copied().unwrap_or(0)
+    }
 }
 
 impl From<&Membership<u64, Member>> for Members {

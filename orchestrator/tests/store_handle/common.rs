@@ -76,12 +76,18 @@ pub(crate) async fn leads(store: &Store) -> Leadership {
 #[derive(Clone, Default)]
 pub(crate) struct Group(Arc<Mutex<BTreeMap<String, Store>>>);
 
+/// The way of one node to the others.
+struct Wire {
+    from: String,
+    group: Group,
+}
+
 #[async_trait]
-impl Peers for Group {
+impl Peers for Wire {
     async fn call(&self, member: &Member, request: Vec<u8>) -> Result<Vec<u8>, PeerError> {
-        let store = self.0.lock().unwrap().get(&member.node).cloned();
+        let store = self.group.0.lock().unwrap().get(&member.node).cloned();
         let unreachable = || PeerError { node: member.node.clone(), why: "it does not run".into() };
-        store.ok_or_else(unreachable)?.answer(&request).await.map_err(|_| unreachable())
+        store.ok_or_else(unreachable)?.answer(&self.from, &request).await.map_err(|_| unreachable())
     }
 }
 
@@ -89,7 +95,8 @@ impl Group {
     /// Opens the store of the member `id` in `dir`.
     pub(crate) async fn open(&self, dir: &Path, id: u64) -> Store {
         let node = format!("n{id}");
-        let config = StoreConfig { dir: dir.into(), raft_id: id, node: node.clone(), peers: Arc::new(self.clone()) };
+        let peers = Arc::new(Wire { from: node.clone(), group: self.clone() });
+        let config = StoreConfig { dir: dir.into(), raft_id: id, node: node.clone(), peers };
         let store = Store::open(config).await.unwrap();
         self.0.lock().unwrap().insert(node, store.clone());
         store

@@ -56,7 +56,7 @@ impl Peers for Wire {
         if self.wires.is_cut(&self.from, &member.node) {
             return Err(unreachable());
         }
-        let answer = to.answer(&request).await.map_err(|_| unreachable())?;
+        let answer = to.answer(&self.from, &request).await.map_err(|_| unreachable())?;
         if self.wires.is_cut(&self.from, &member.node) { Err(unreachable()) } else { Ok(answer) }
     }
 }
@@ -68,7 +68,9 @@ impl Wires {
 
     /// Opens the store of member `id` on another node than usual.
     pub(super) async fn open_on(self: &Arc<Self>, node: &str, dir: &Path, id: u64) -> Store {
-        let store = Store::open(StoreConfig { node: node.into(), ..self.config(dir, id) }).await.unwrap();
+        let peers = Arc::new(Wire { from: node.into(), wires: self.clone() });
+        let config = StoreConfig { node: node.into(), peers, ..self.config(dir, id) };
+        let store = Store::open(config).await.unwrap();
         self.stores.lock().unwrap().insert(node.into(), store.clone());
         store
     }
@@ -85,6 +87,11 @@ impl Wires {
 
     pub(super) fn limit(&self, bytes_a_second: usize) {
         self.speed.store(bytes_a_second, Ordering::Relaxed);
+    }
+
+    /// From now on requests to this node reach `store`.
+    pub(super) fn replace(&self, node: &str, store: Store) {
+        self.stores.lock().unwrap().insert(node.into(), store);
     }
 
     /// Shuts a member down. Its other handles stay, and fail.
