@@ -127,6 +127,7 @@ impl Daemon {
         let Some(member) = self.member() else {
             return Err(Failure::Unavailable("This node is not part of a swarm: there is nothing to make new".into()));
         };
+        let _nobody_else_opens_the_store = member.storing.lock().await;
         let Some(manager) = member.manager.send_replace(None) else {
             return Err(Failure::Unavailable(
                 "This node is a worker: only a manager has what a cluster is made of".into(),
