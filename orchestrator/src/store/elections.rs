@@ -135,8 +135,8 @@ pub(super) async fn run(voter: Voter) {
         }
         let since = voter.silence.since();
         sleep_until(since + LEASE + PATIENCE + random(SPREAD)).await;
-        if voter.silence.since() != since {
-            // A leader was heard of meanwhile.
+        if voter.silence.since() != since || metrics.borrow().state == ServerState::Leader {
+            // A leader was heard of meanwhile, or this member is one.
             continue;
         }
         voter.silence.ask();

@@ -107,6 +107,7 @@ impl Group {
 pub(crate) async fn until(holds: impl AsyncFn() -> bool) {
     let waiting = async {
         while !holds().await {
+            // Between two looks, until the deadline below.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

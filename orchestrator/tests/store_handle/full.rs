@@ -114,18 +114,16 @@ async fn the_child_with_others() {
             // One that was under way while the lead went over is there already, or is proposed once more.
             Err(ProposeError::ReadOnly { .. } | ProposeError::Timeout) => {
                 assert!(started.elapsed() < Duration::from_secs(30), "it leads on");
+                // Between two proposals.
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Err(ProposeError::NotLeader { .. }) => break,
             Err(error) => panic!("after {last} entries: {error:?}"),
         }
     }
-    let new = loop {
-        match others.iter().find(|store| store.leadership().borrow().is_some()) {
-            Some(new) => break new,
-            None => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    };
+    let leading = || others.iter().find(|store| store.leadership().borrow().is_some());
+    until(async || leading().is_some()).await;
+    let new = leading().expect("it just did");
     let there = numbers(&first.state()).len();
     assert!(there >= 30, "only {there} entries are there");
     // Much more than the full disk has room for.

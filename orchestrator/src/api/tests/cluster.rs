@@ -46,6 +46,7 @@ async fn a_caller_waits_through_an_election() {
     first.set_leader(None);
     let creating = second.request("POST", "/services/create", WEB);
     let electing = async {
+        // As long as an election takes: the caller is to wait meanwhile.
         tokio::time::sleep(Duration::from_millis(200)).await;
         first.set_leader(Some(&second));
     };
@@ -71,6 +72,7 @@ async fn a_leader_that_does_not_answer_is_named_until_another_is_elected() {
     first.cut(true);
     let asking = second.request("GET", "/nodes", "");
     let electing = async {
+        // As long as an election takes: the caller is to wait meanwhile.
         tokio::time::sleep(Duration::from_millis(200)).await;
         first.set_leader(Some(&second));
     };
@@ -296,6 +298,7 @@ async fn a_leader_that_falls_silent_costs_no_read_and_leaves_no_write_in_doubt_u
     let second = first.joined(Role::Manager);
     first.mute();
     let elected = async {
+        // As long as an election takes: the request is to be with the silent leader by then.
         tokio::time::sleep(Duration::from_millis(100)).await;
         first.set_leader(Some(&second));
     };
@@ -303,6 +306,7 @@ async fn a_leader_that_falls_silent_costs_no_read_and_leaves_no_write_in_doubt_u
     assert_eq!(status, 200, "{body}");
     first.set_leader(Some(&first));
     let elected = async {
+        // As long as an election takes: the request is to be with the silent leader by then.
         tokio::time::sleep(Duration::from_millis(100)).await;
         first.set_leader(Some(&second));
     };

@@ -6,10 +6,9 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::store::{
     HandOverError, ProposeError,
@@ -97,6 +96,5 @@ async fn a_voter_that_does_not_answer_is_not_made_the_leader() {
     until("the silence is noticed", || !first.answers(2)).await;
     first.hand_over().await.unwrap();
     leader(&[group.store(3)]).await;
-    sleep(Duration::from_millis(1)).await;
     group.wires.close().await;
 }

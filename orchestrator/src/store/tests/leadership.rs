@@ -66,6 +66,7 @@ async fn a_leader_whose_quorum_comes_back_leads_on_in_the_same_term() {
     });
     timeout(LONG, leadership.wait_for(Option::is_none)).await.unwrap().unwrap();
     assert_eq!(waiting.await.unwrap(), Err(ProposeError::Timeout));
+    // Longer than any voter is patient.
     sleep(Duration::from_secs(3)).await;
     group.wires.cut(&[]);
     let again = timeout(LONG, leadership.wait_for(Option::is_some)).await.unwrap().unwrap().unwrap();
@@ -82,6 +83,7 @@ async fn followers_that_come_back_do_not_unseat_the_leader() {
     let term = group.store(1).leadership().borrow().unwrap().term;
     for round in 0..3 {
         group.wires.cut(&[2]);
+        // Longer than any voter is patient.
         sleep(Duration::from_secs(3)).await;
         group.wires.cut(&[]);
         group.restart(3).await;
@@ -127,6 +129,7 @@ async fn an_idle_cluster_writes_nothing() {
     }
     let written = || group.stores.iter().map(|store| store.metrics().written).collect::<Vec<_>>();
     let before = written();
+    // Idle for 24 heartbeats.
     sleep(Duration::from_secs(6)).await;
     assert_eq!(written(), before);
     assert!(first.leadership().borrow().is_some());

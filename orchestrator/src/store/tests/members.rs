@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::store::{
     MembersError, ProposeError,
-    tests::wires::{Group, Wires, add, found, has, leader, put, until, vote},
+    tests::wires::{Group, LONG, Wires, add, found, has, leader, put, until, vote},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,8 +193,11 @@ async fn members_come_and_go_under_load_and_no_change_is_lost() {
         vote(&leads, id).await;
         // The oldest that does not lead goes; its number is never used again.
         let gone = leads.members().voters.into_iter().find(|voter| *voter != leads.members().own).unwrap();
+        let deadline = Instant::now() + LONG;
         while let Err(error) = leads.remove(gone).await {
             assert_eq!(error, MembersError::InProgress);
+            assert!(Instant::now() < deadline, "after 30 s still under way");
+            // Between two requests.
             sleep(Duration::from_millis(20)).await;
         }
         group.wires.stop(gone).await;

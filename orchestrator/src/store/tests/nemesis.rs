@@ -42,6 +42,7 @@ async fn client(stores: Arc<Mutex<Vec<Store>>>, first: u128, record: Arc<Mutex<R
             return;
         }
         let Some((store, Leadership { term })) = leading() else {
+            // Between two looks; the test ends this loop.
             sleep(Duration::from_millis(5)).await;
             continue;
         };
@@ -84,6 +85,7 @@ async fn whatever_is_cut_or_stopped_no_acknowledged_write_is_lost_and_no_read_is
         match (random >> 60) % 4 {
             0 => {
                 group.wires.cut(&[victim]);
+                // How long the fault lasts.
                 sleep(pause).await;
                 group.wires.cut(&[]);
             }
@@ -94,12 +96,14 @@ async fn whatever_is_cut_or_stopped_no_acknowledged_write_is_lost_and_no_read_is
             }
             2 => {
                 group.wires.stop(victim).await;
+                // How long the fault lasts.
                 sleep(pause).await;
                 group.start(victim).await;
                 *stores.lock().unwrap() = group.stores.clone();
             }
             _ => {
                 group.wires.cut(&[1, 2, 3]);
+                // How long the fault lasts.
                 sleep(pause).await;
                 group.wires.cut(&[]);
             }

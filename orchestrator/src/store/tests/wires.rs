@@ -50,6 +50,7 @@ impl Peers for Wire {
         let unreachable = || PeerError { node: member.node.clone(), why: "cut".into() };
         let speed = self.wires.speed.load(Ordering::Relaxed);
         if speed > 0 {
+            // As long as the bytes take on the way.
             sleep(Duration::from_secs_f64(request.len() as f64 / speed as f64)).await;
         }
         let to = self.wires.stores.lock().unwrap().get(&member.node).cloned().ok_or_else(unreachable)?;
@@ -202,6 +203,7 @@ pub(super) async fn vote(leader: &Store, id: u64) {
     let voting = async {
         while let Err(error) = leader.make_voter(id).await {
             assert!(matches!(error, MembersError::NotYet { .. } | MembersError::InProgress), "{error:?}");
+            // Between two requests, until the deadline below.
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -233,6 +235,7 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !holds() {
         assert!(Instant::now() < deadline, "after 30 s still not: {what}");
+        // Between two looks.
         sleep(Duration::from_millis(10)).await;
     }
 }

@@ -167,6 +167,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
+        // Between two looks.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
