@@ -830,6 +830,28 @@ fn a_global_task_waits_for_its_node_to_come_back() {
 }
 
 #[test]
+fn a_task_that_is_bound_to_its_node_waits_for_it_and_is_not_restarted_when_it_is_back() {
+    check(
+        "
+        node a
+        node b
+        service bound constraint=node.hostname==a
+        plan
+        all running
+        down a
+        plan
+        up a
+        plan
+        ",
+        "
+        + bound.1/a: v1, on a
+        --
+        --
+        ",
+    );
+}
+
+#[test]
 fn no_suitable_node_is_explained() {
     check(
         "

@@ -164,9 +164,9 @@ async fn init(init: Init, client: &Client, out: &mut Out) -> Result {
         client.post("/swarm/init", &body).await.map_err(|error| error.context("initialise the cluster"))?;
     if init.force_new_cluster {
         out.line(&format!("This node ({id}) is the only manager of the cluster from now on."))?;
-        return Ok(
-            out.line("Managers that come back are workers: see \"edgectl node ls\", then \"edgectl node promote\".")?
-        );
+        out.line("Managers that come back are workers: see \"edgectl node ls\", then \"edgectl node promote\".")?;
+        out.line("Those that still have a majority among themselves are a cluster of their own:")?;
+        return Ok(out.line("run \"edgectl cluster leave --force\" on them, and let them join anew.")?);
     }
     out.line(&format!("Cluster initialised: this node ({id}) is its first manager."))?;
     out.line("")?;

@@ -67,7 +67,8 @@ impl ServiceParts {
     }
 
     /// Whether constraints leave no choice of a node.
-    fn is_bound_to_one_node(&self) -> bool {
+    #[must_use]
+    pub fn is_bound_to_one_node(&self) -> bool {
         let one = |constraint: &Constraint| {
             constraint.equal
                 && (matches!(constraint.key.as_str(), "node.id" | "node.hostname")

@@ -72,7 +72,7 @@ fn outcome(task: &Task, report: &TaskReport, now: UnixMillis) -> Option<Outcome>
 }
 
 /// Ends tasks whose place is lost and makes others for their slots: nodes that are down, drained or that a constraint of the
-/// task now excludes. Tasks of global services wait for their node to come back.
+/// task now excludes. Tasks of global services, and those that a constraint binds to their node, wait for it to come back.
 ///
 /// A service that is updated start-first is moved that way, too: what serves on a drained node goes once its successor is up.
 pub(super) fn evict(work: &mut Work<'_>) {
@@ -135,7 +135,11 @@ pub(super) fn lost(work: &mut Work<'_>, slot: Slot, id: TaskId) -> bool {
     let Some(placed) = task.placed.as_ref().filter(|_| open) else { return false };
     match work.life(placed.node) {
         Life::Gone => false,
-        Life::Down(_) => matches!(slot, Slot::Replica(_)),
+        // What no other node may run waits for its node, on which it may well run on.
+        Life::Down(_) => {
+            matches!(slot, Slot::Replica(_))
+                && !work.state.spec_of(&task).is_some_and(|version| version.spec.is_bound_to_one_node())
+        }
         Life::Up | Life::Unknown => work.state.nodes.get(&placed.node).is_some_and(|node| {
             let placement = work.state.task_spec(&task).map(|spec| &spec.placement);
             node.availability == Availability::Drain
